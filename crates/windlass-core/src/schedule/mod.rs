@@ -1,0 +1,1 @@
+//! Recurring pushes: when a slot is due.

@@ -1,0 +1,2 @@
+//! tooling
+fn main() {}
