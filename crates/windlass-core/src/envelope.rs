@@ -121,28 +121,7 @@ pub struct Envelope {
 impl Envelope {
     /// An envelope with a new id and no options.
     pub fn new(name: TaskName, queue: QueueName, args: Args) -> Self {
-        Self {
-            id: TaskId::random(),
-            name,
-            queue,
-            priority: Priority::default(),
-            due: Due::Now,
-            args,
-            feed: Feed::Nothing,
-            input: None,
-            expires: None,
-            key: None,
-            unique: None,
-            retries: None,
-            backoff: None,
-            soft_limit: None,
-            hard_limit: None,
-            result_ttl: None,
-            headers: BTreeMap::new(),
-            flow: None,
-            workflow: None,
-            source: Source::Client,
-        }
+        Self { args, ..Self::plain(TaskId::random(), name, queue) }
     }
 
     /// Checks the limits that every store relies on. The client calls it before anything is sent.
@@ -150,6 +129,15 @@ impl Envelope {
     /// # Errors
     /// [`InvalidEnvelope`], one variant for each limit.
     pub fn check(&self, now: Timestamp) -> Result<(), InvalidEnvelope> {
+        self.check_alone(now)?;
+        match &self.flow {
+            Some(flow) => flow.check(now),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the envelope without what follows it.
+    pub(crate) fn check_alone(&self, now: Timestamp) -> Result<(), InvalidEnvelope> {
         let size = self.args.size();
         if size > ARGS_BYTES_MAX {
             return Err(InvalidEnvelope::ArgsTooLarge { name: self.name.clone(), size, max: ARGS_BYTES_MAX });
@@ -169,10 +157,7 @@ impl Envelope {
         if self.retries.is_some_and(|retries| retries >= crate::retry::ATTEMPTS_MAX) {
             return Err(InvalidEnvelope::TooManyRetries { name: self.name.clone() });
         }
-        match &self.flow {
-            Some(flow) => flow.check(now),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// The body that a store keeps beside the columns it needs itself (id, name, queue, priority).
@@ -194,7 +179,7 @@ impl Envelope {
         body: &str,
     ) -> Result<Self, InvalidBody> {
         if body == EMPTY_BODY {
-            return Ok(Self { id, priority, ..Self::new_unnumbered(name, queue) });
+            return Ok(Self { priority, ..Self::plain(id, name, queue) });
         }
         let stored: Stored = serde_json::from_str(body).map_err(|error| InvalidBody::Damaged(error.to_string()))?;
         if stored.v > STORED_VERSION {
@@ -203,14 +188,10 @@ impl Envelope {
         Ok(stored.into_envelope(id, name, queue, priority))
     }
 
-    fn new_unnumbered(name: TaskName, queue: QueueName) -> Self {
-        // The id is replaced at once: making a random one would cost more than the rest.
-        Self { id: TaskId::from_bytes([0; 16]), ..Self::template(name, queue) }
-    }
-
-    fn template(name: TaskName, queue: QueueName) -> Self {
+    /// Without arguments and options.
+    fn plain(id: TaskId, name: TaskName, queue: QueueName) -> Self {
         Self {
-            id: TaskId::from_bytes([0; 16]),
+            id,
             name,
             queue,
             priority: Priority::default(),

@@ -64,7 +64,7 @@ impl Backoff {
     /// Formulas only; lists are `Backoff::List`.
     pub const fn formula(text: &str) -> Self {
         match parse_formula(text.as_bytes()) {
-            Some(backoff) => backoff,
+            Some((base, growth, cap)) => Self::Formula { base, growth, cap },
             None => panic!("invalid backoff: write it as `30s`, `10s * n` or `60s * 2^n up to 1h`"),
         }
     }
@@ -112,7 +112,8 @@ impl FromStr for Backoff {
             let delays: Result<Vec<_>, _> = text.split(',').map(|part| crate::parse_duration(part.trim())).collect();
             return Ok(Self::List(delays.map_err(|_| invalid())?.into()));
         }
-        parse_formula(text.trim().as_bytes()).ok_or_else(invalid)
+        let (base, growth, cap) = parse_formula(text.trim().as_bytes()).ok_or_else(invalid)?;
+        Ok(Self::Formula { base, growth, cap })
     }
 }
 
@@ -152,7 +153,7 @@ impl<'de> Deserialize<'de> for Backoff {
 }
 
 /// `30s`, `10s * n`, `60s * 2^n`, each with ` up to 1h`; spaces are optional. `const`, so that constants are checked early.
-const fn parse_formula(text: &[u8]) -> Option<Backoff> {
+const fn parse_formula(text: &[u8]) -> Option<(Duration, Growth, Duration)> {
     let mut at = skip_spaces(text, 0);
     let base_from = at;
     while at < text.len() && text[at].is_ascii_alphanumeric() {
@@ -195,7 +196,7 @@ const fn parse_formula(text: &[u8]) -> Option<Backoff> {
         let Some(micros) = parse_micros(text, at, text.len()) else { return None };
         cap = Duration::from_micros(micros);
     }
-    Some(Backoff::Formula { base: Duration::from_micros(base), growth, cap })
+    Some((Duration::from_micros(base), growth, cap))
 }
 
 const fn skip_spaces(text: &[u8], mut at: usize) -> usize {

@@ -131,6 +131,17 @@ pub enum DeadReason {
 }
 
 impl DeadReason {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::AttemptsUsedUp,
+        Self::Fatal,
+        Self::Malformed,
+        Self::Unknown,
+        Self::Poison,
+        Self::TooOld,
+        Self::Upstream,
+    ];
+
     /// The reason as listings and metrics write it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -148,6 +159,21 @@ impl DeadReason {
 impl fmt::Display for DeadReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+/// A word that is not a reason of a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown reason `{0}`: it is one of attempts_used_up, fatal, malformed, unknown, poison, too_old, upstream")]
+pub struct UnknownReason(String);
+
+impl FromStr for DeadReason {
+    type Err = UnknownReason;
+    fn from_str(text: &str) -> Result<Self, UnknownReason> {
+        Self::ALL
+            .into_iter()
+            .find(|reason| reason.as_str() == text)
+            .ok_or_else(|| UnknownReason(text.chars().take(40).collect()))
     }
 }
 

@@ -1,0 +1,567 @@
+//! Workflows: what a task that ended starts next. Pure; the stores apply what is decided here in the same atomic step
+//! as the settle.
+//!
+//! A task carries the rest of its workflow in its own envelope, so no coordinator exists: [`follow`] reads it when the
+//! task ends. Two things can come out. The next step is pushed, with the result as its input. Or the task was a member
+//! of a group: it *arrives* there, the store counts, and [`fan_in`] says whether the group is complete.
+//!
+//! Everything that happens after a group is computed when the group is created and kept with it ([`After`]), so that a
+//! store only has to count, to join the results, and to push what is already written.
+//!
+//! ```text
+//! then: [B, group(C1, C2), D]      A ok --> push B;  B ok --> push C1, C2 and the group;  both arrived --> push D
+//! ```
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::envelope::{Envelope, InvalidEnvelope, Source};
+use crate::error::Failure;
+use crate::state::{DeadReason, Verdict};
+use crate::{GroupId, Json, Timestamp};
+
+/// The most tasks in one group.
+pub const GROUP_MAX: usize = 10_000;
+/// The most steps after a task.
+pub const STEPS_MAX: usize = 1_000;
+/// The most groups in one workflow that follow each other or contain each other: what comes after a group is stored
+/// inside of it, and stored data has a limit of depth.
+pub const GROUP_DEPTH_MAX: usize = 12;
+/// The arguments of all tasks that one envelope carries along, in bytes.
+pub const FLOW_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What follows a task.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Flow {
+    /// The steps after it, in their order; each gets the result of the one before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<Step>,
+    /// Pushed when a step gives up, with the failure as input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub otherwise: Vec<Envelope>,
+    /// The place in a group that the last step reports to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<Member>,
+}
+
+/// One step of a workflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// One task.
+    Task(Box<Envelope>),
+    /// Several tasks side by side.
+    Group(Box<GroupStep>),
+}
+
+/// Tasks side by side, and what their failures mean.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GroupStep {
+    /// Its identity.
+    pub id: GroupId,
+    /// What a failed member means.
+    #[serde(default)]
+    pub policy: FailurePolicy,
+    /// Its members; each may be followed by steps of its own.
+    pub tasks: Vec<Envelope>,
+}
+
+/// What a failed member means for its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailurePolicy {
+    /// The group needs every member: the first failure fails it. A member that is retried later and succeeds mends it.
+    #[default]
+    All,
+    /// One success is enough; failed members are `null` in the results. Decided when every member has ended.
+    Any,
+    /// Failures are data: each entry is `{"ok": result}` or `{"error": {"class", "message"}}`.
+    Collect,
+}
+
+impl FailurePolicy {
+    /// The policy as stores keep it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Any => "any",
+            Self::Collect => "collect",
+        }
+    }
+}
+
+impl fmt::Display for FailurePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A place in a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Which group.
+    pub group: GroupId,
+    /// The position of its result, from 0.
+    pub index: u32,
+}
+
+/// What a store does in the atomic step in which a task ends.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Follow {
+    /// Pushed; a task whose id is known already is left alone, but one that died of [`DeadReason::Upstream`] is revived.
+    pub push: Vec<Envelope>,
+    /// Recorded as dead letters of [`DeadReason::Upstream`], so that an operator sees what never ran; ids that are known
+    /// already are left alone.
+    pub stranded: Vec<Envelope>,
+    /// Why they are stranded.
+    pub cause: Option<Failure>,
+    /// Created before anything arrives at them; a group that is known already is left alone.
+    pub groups: Vec<NewGroup>,
+    /// Counted at its group.
+    pub arrive: Option<Arrival>,
+}
+
+impl Follow {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.push.is_empty() && self.stranded.is_empty() && self.groups.is_empty() && self.arrive.is_none()
+    }
+}
+
+/// A group to be created.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NewGroup {
+    /// Its identity.
+    pub id: GroupId,
+    /// How many members it has.
+    pub size: u32,
+    /// What a failed member means.
+    pub policy: FailurePolicy,
+    /// What happens when it is complete or has failed.
+    pub after: After,
+}
+
+/// What happens after a group, computed when it is created.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct After {
+    /// Pushed when it is complete, each with the joined results as input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub push: Vec<Envelope>,
+    /// Created when it is complete: the group that the next step consists of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<NewGroup>,
+    /// Where the results arrive when nothing else follows, and in any case where a failure arrives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<Member>,
+    /// Pushed when it has failed, each with the failure as input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub otherwise: Vec<Envelope>,
+}
+
+/// A member that ended, with what it ended with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arrival {
+    /// Its place.
+    pub member: Member,
+    /// Its result, or why there is none.
+    pub outcome: Result<Json, Failure>,
+}
+
+/// What a group's counts mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FanIn {
+    /// Members are missing.
+    Waiting,
+    /// What follows it starts now.
+    Complete,
+    /// It cannot become complete, unless a failed member is retried.
+    Failed,
+}
+
+/// Decides a group from its counts. Each member counts once, by its latest arrival.
+///
+/// ```
+/// use windlass_core::flow::{FailurePolicy, FanIn, fan_in};
+/// assert_eq!(fan_in(FailurePolicy::All, 3, 2, 0), FanIn::Waiting);
+/// assert_eq!(fan_in(FailurePolicy::All, 3, 0, 1), FanIn::Failed);
+/// assert_eq!(fan_in(FailurePolicy::Any, 3, 1, 2), FanIn::Complete);
+/// ```
+pub fn fan_in(policy: FailurePolicy, size: u32, succeeded: u32, failed: u32) -> FanIn {
+    debug_assert!(succeeded + failed <= size, "each member counts once");
+    let ended = succeeded + failed == size;
+    match policy {
+        FailurePolicy::All if failed > 0 => FanIn::Failed,
+        FailurePolicy::Any if ended && succeeded == 0 => FanIn::Failed,
+        FailurePolicy::All | FailurePolicy::Any | FailurePolicy::Collect if ended => FanIn::Complete,
+        FailurePolicy::All | FailurePolicy::Any | FailurePolicy::Collect => FanIn::Waiting,
+    }
+}
+
+/// Joins what the members of a group ended with, in the order of their places: the input of what follows.
+pub fn join<'a>(policy: FailurePolicy, outcomes: impl IntoIterator<Item = Result<&'a str, &'a Failure>>) -> Json {
+    let mut text = String::from("[");
+    for (index, outcome) in outcomes.into_iter().enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        match (policy, outcome) {
+            (FailurePolicy::Collect, Ok(result)) => {
+                text.push_str("{\"ok\":");
+                text.push_str(result);
+                text.push('}');
+            }
+            (FailurePolicy::Collect, Err(failure)) => {
+                text.push_str("{\"error\":");
+                text.push_str(failure_json(failure).as_str());
+                text.push('}');
+            }
+            (FailurePolicy::All | FailurePolicy::Any, Ok(result)) => text.push_str(result),
+            (FailurePolicy::All | FailurePolicy::Any, Err(_)) => text.push_str("null"),
+        }
+    }
+    text.push(']');
+    Json::trusted(text)
+}
+
+impl After {
+    /// What a complete group starts.
+    pub fn complete(self, results: Json) -> Follow {
+        let nothing_follows = self.push.is_empty();
+        let arrive = self.member.filter(|_| nothing_follows);
+        Follow {
+            arrive: arrive.map(|member| Arrival { member, outcome: Ok(results.clone()) }),
+            push: self.push.into_iter().map(|envelope| Envelope { input: Some(results.clone()), ..envelope }).collect(),
+            groups: self.groups,
+            ..Follow::default()
+        }
+    }
+
+    /// What a failed group starts.
+    pub fn fail(self, failure: &Failure) -> Follow {
+        let input = failure_json(failure);
+        Follow {
+            push: self.otherwise.into_iter().map(|task| Envelope { input: Some(input.clone()), ..task }).collect(),
+            stranded: self.push,
+            cause: Some(failure.clone()),
+            groups: Vec::new(),
+            arrive: self.member.map(|member| Arrival { member, outcome: Err(failure.clone()) }),
+        }
+    }
+}
+
+/// What follows a task that ended with this verdict. Nothing, while it has not ended.
+pub fn follow(envelope: &Envelope, verdict: &Verdict) -> Follow {
+    let Some(flow) = &envelope.flow else { return Follow::default() };
+    match verdict {
+        Verdict::Succeeded { result, .. } => continue_with(flow, envelope).complete(result.clone()),
+        Verdict::Dead { failure, .. } => give_up(flow, failure),
+        Verdict::Cancelled => give_up(flow, &Failure::new("cancelled", "the task was cancelled")),
+        Verdict::Expired => give_up(flow, &Failure::new("expired", "the task was not started in time")),
+        Verdict::Again { .. } | Verdict::Released | Verdict::Parked => Follow::default(),
+    }
+}
+
+/// What starting a workflow with a group pushes; `first` carries what follows the group.
+pub fn start_group(group: GroupStep, first: Flow, workflow: &GroupId) -> After {
+    let mut steps = vec![Step::Group(Box::new(group))];
+    steps.extend(first.then);
+    after(&steps, &first.otherwise, first.member.as_ref(), workflow)
+}
+
+fn continue_with(flow: &Flow, envelope: &Envelope) -> After {
+    let workflow = envelope.workflow.as_ref().unwrap_or(&envelope.id);
+    after(&flow.then, &flow.otherwise, flow.member.as_ref(), workflow)
+}
+
+/// A task of a chain that gave up: the steps after it stay in its envelope, for the day it is retried.
+fn give_up(flow: &Flow, failure: &Failure) -> Follow {
+    After { push: Vec::new(), groups: Vec::new(), member: flow.member.clone(), otherwise: flow.otherwise.clone() }
+        .fail(failure)
+}
+
+fn after(then: &[Step], otherwise: &[Envelope], member: Option<&Member>, workflow: &GroupId) -> After {
+    let Some((next, rest)) = then.split_first() else {
+        return After { member: member.cloned(), otherwise: otherwise.to_vec(), ..After::default() };
+    };
+    let step_of = |task: &Envelope, flow: Flow| Envelope {
+        flow: (flow != Flow::default()).then(|| Box::new(flow)),
+        workflow: Some(workflow.clone()),
+        source: Source::Workflow,
+        ..task.clone()
+    };
+    match next {
+        Step::Task(task) => {
+            let flow = Flow { then: rest.to_vec(), otherwise: otherwise.to_vec(), member: member.cloned() };
+            After {
+                push: vec![step_of(task, flow)],
+                groups: Vec::new(),
+                member: member.cloned(),
+                otherwise: otherwise.to_vec(),
+            }
+        }
+        Step::Group(group) => {
+            let following = after(rest, otherwise, member, workflow);
+            // A group that nobody waits for needs no fan-in.
+            let counted = following != After::default();
+            let members = group.tasks.iter().enumerate().map(|(index, task)| {
+                let mut flow = task.flow.as_deref().cloned().unwrap_or_default();
+                flow.member = counted.then(|| Member { group: group.id.clone(), index: index as u32 });
+                step_of(task, flow)
+            });
+            After {
+                push: members.collect(),
+                groups: if counted {
+                    let size = group.tasks.len() as u32;
+                    vec![NewGroup { id: group.id.clone(), size, policy: group.policy, after: following }]
+                } else {
+                    Vec::new()
+                },
+                member: member.cloned(),
+                otherwise: otherwise.to_vec(),
+            }
+        }
+    }
+}
+
+fn failure_json(failure: &Failure) -> Json {
+    Json::of(failure).unwrap_or_else(|_| Json::null())
+}
+
+impl Flow {
+    /// Checks the limits of a workflow and of every task in it.
+    ///
+    /// # Errors
+    /// [`InvalidEnvelope`]: [`InvalidEnvelope::Flow`] for the workflow's own limits.
+    pub fn check(&self, now: Timestamp) -> Result<(), InvalidEnvelope> {
+        let mut bytes = 0;
+        self.check_inside(now, 0, &mut bytes)
+    }
+
+    fn check_inside(&self, now: Timestamp, depth: usize, bytes: &mut usize) -> Result<(), InvalidEnvelope> {
+        let refuse = |text: String| Err(InvalidEnvelope::Flow(text));
+        if self.then.len() > STEPS_MAX {
+            return refuse(format!("a workflow has {} steps after one task, the limit is {STEPS_MAX}", self.then.len()));
+        }
+        let mut groups = depth;
+        for step in &self.then {
+            match step {
+                Step::Task(task) if task.flow.is_some() => {
+                    return refuse(format!("the step `{}` has steps of its own: put them into the same chain", task.name));
+                }
+                Step::Task(task) => check_task(task, now, groups, bytes)?,
+                Step::Group(group) => {
+                    groups += 1;
+                    group.check_inside(now, groups, bytes)?;
+                }
+            }
+        }
+        for task in &self.otherwise {
+            check_task(task, now, groups, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+impl GroupStep {
+    /// Checks the limits of a group that starts a workflow.
+    ///
+    /// # Errors
+    /// As [`Flow::check`].
+    pub fn check(&self, now: Timestamp) -> Result<(), InvalidEnvelope> {
+        self.check_inside(now, 1, &mut 0)
+    }
+
+    fn check_inside(&self, now: Timestamp, depth: usize, bytes: &mut usize) -> Result<(), InvalidEnvelope> {
+        if depth > GROUP_DEPTH_MAX {
+            return Err(InvalidEnvelope::Flow(format!(
+                "more than {GROUP_DEPTH_MAX} groups follow or contain each other in one workflow"
+            )));
+        }
+        if self.tasks.is_empty() || self.tasks.len() > GROUP_MAX {
+            return Err(InvalidEnvelope::Flow(format!(
+                "a group has {} tasks; it takes 1 to {GROUP_MAX}",
+                self.tasks.len()
+            )));
+        }
+        self.tasks.iter().try_for_each(|task| check_task(task, now, depth, bytes))
+    }
+}
+
+fn check_task(task: &Envelope, now: Timestamp, depth: usize, bytes: &mut usize) -> Result<(), InvalidEnvelope> {
+    *bytes += task.args.size();
+    if *bytes > FLOW_BYTES_MAX {
+        return Err(InvalidEnvelope::Flow(format!(
+            "the arguments of a workflow take more than {FLOW_BYTES_MAX} bytes; store the data elsewhere and send references"
+        )));
+    }
+    task.check_alone(now)?;
+    match &task.flow {
+        Some(flow) => flow.check_inside(now, depth, bytes),
+        None => Ok(()),
+    }
+}
+
+/// The reason that a stranded task is recorded with.
+pub fn stranded_verdict(cause: Option<&Failure>) -> Verdict {
+    let failure = match cause {
+        Some(cause) => Failure::new("upstream", format_args!("a task that it waited for gave up: {cause}")),
+        None => Failure::new("upstream", "a task that it waited for gave up"),
+    };
+    Verdict::Dead { reason: DeadReason::Upstream, failure }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Args;
+    use crate::{QueueName, TaskName};
+
+    fn task(name: &str) -> Envelope {
+        Envelope::new(TaskName::known(name), QueueName::default(), Args::none())
+    }
+
+    fn group(policy: FailurePolicy, names: &[&str]) -> Step {
+        let tasks = names.iter().map(|name| task(name)).collect();
+        Step::Group(Box::new(GroupStep { id: GroupId::random(), policy, tasks }))
+    }
+
+    fn chain(then: Vec<Step>) -> Envelope {
+        Envelope { flow: Some(Box::new(Flow { then, ..Flow::default() })), ..task("a") }
+    }
+
+    fn ok(result: &str) -> Verdict {
+        Verdict::Succeeded { result: Json::trusted(result), skipped: None }
+    }
+
+    fn dead() -> Verdict {
+        Verdict::Dead { reason: DeadReason::Fatal, failure: Failure::new("x", "broken") }
+    }
+
+    fn names(envelopes: &[Envelope]) -> Vec<&str> {
+        envelopes.iter().map(|envelope| envelope.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_chain_hands_each_result_to_the_next_step() {
+        let first = chain(vec![Step::Task(Box::new(task("b"))), Step::Task(Box::new(task("c")))]);
+        let second = follow(&first, &ok("1")).push.remove(0);
+        assert_eq!((second.name.as_str(), second.input.as_ref().unwrap().as_str()), ("b", "1"));
+        assert_eq!(second.workflow, Some(first.id));
+        let third = follow(&second, &ok("2")).push.remove(0);
+        assert_eq!((third.name.as_str(), third.input.as_ref().unwrap().as_str()), ("c", "2"));
+        assert!(follow(&third, &ok("3")).is_empty());
+    }
+
+    #[test]
+    fn a_task_that_runs_again_starts_nothing() {
+        let first = chain(vec![Step::Task(Box::new(task("b")))]);
+        for verdict in [Verdict::Released, Verdict::Parked] {
+            assert!(follow(&first, &verdict).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_chord_starts_its_body_with_the_joined_results() {
+        let first = chain(vec![group(FailurePolicy::All, &["b", "c"]), Step::Task(Box::new(task("body")))]);
+        let mut started = follow(&first, &ok("0"));
+        assert_eq!(names(&started.push), ["b", "c"]);
+        let created = started.groups.remove(0);
+        assert_eq!(created.size, 2);
+        let arrived = follow(&started.push[1], &ok("7")).arrive.unwrap();
+        assert_eq!(arrived.member, Member { group: created.id.clone(), index: 1 });
+        assert_eq!(arrived.outcome.unwrap().as_str(), "7");
+        let body = created.after.complete(join(FailurePolicy::All, [Ok("6"), Ok("7")])).push.remove(0);
+        assert_eq!((body.name.as_str(), body.input.unwrap().as_str()), ("body", "[6,7]"));
+    }
+
+    #[test]
+    fn a_group_at_the_end_is_not_counted() {
+        let first = chain(vec![group(FailurePolicy::All, &["b", "c"])]);
+        let started = follow(&first, &ok("0"));
+        assert!(started.groups.is_empty() && started.push.iter().all(|task| task.flow.is_none()));
+    }
+
+    #[test]
+    fn a_group_inside_of_a_group_reports_to_the_outer_one() {
+        let inner = chain(vec![group(FailurePolicy::All, &["x", "y"])]);
+        let outer = GroupStep { id: GroupId::random(), policy: FailurePolicy::Collect, tasks: vec![inner, task("b")] };
+        let first = chain(vec![Step::Group(Box::new(outer)), Step::Task(Box::new(task("body")))]);
+        let started = follow(&first, &ok("0"));
+        let inner_started = follow(&started.push[0], &ok("1"));
+        assert_eq!(names(&inner_started.push), ["x", "y"]);
+        let arrived = inner_started.groups[0].after.clone().complete(Json::trusted("[1,2]")).arrive.unwrap();
+        assert_eq!(arrived.member, Member { group: started.groups[0].id.clone(), index: 0 });
+    }
+
+    #[test]
+    fn a_step_that_gives_up_starts_the_error_handlers_and_fails_its_group() {
+        let member = Member { group: GroupId::random(), index: 0 };
+        let flow = Flow { then: vec![Step::Task(Box::new(task("b")))], otherwise: vec![task("mend")], member: Some(member.clone()) };
+        let first = Envelope { flow: Some(Box::new(flow)), ..task("a") };
+        let follow = follow(&first, &dead());
+        assert_eq!(names(&follow.push), ["mend"]);
+        assert_eq!(follow.push[0].input.as_ref().unwrap().as_str(), r#"{"class":"x","message":"broken"}"#);
+        assert_eq!(follow.arrive.unwrap().member, member);
+    }
+
+    #[test]
+    fn a_failed_group_strands_its_body() {
+        let first = chain(vec![group(FailurePolicy::All, &["b", "c"]), Step::Task(Box::new(task("body")))]);
+        let started = follow(&first, &ok("0"));
+        let failed = started.groups[0].after.clone().fail(&Failure::new("x", "broken"));
+        assert_eq!(names(&failed.stranded), ["body"]);
+        assert!(failed.push.is_empty());
+    }
+
+    #[test]
+    fn counts_decide_by_policy() {
+        use FailurePolicy::{All, Any, Collect};
+        for (policy, succeeded, failed, decided) in [
+            (All, 0, 0, FanIn::Waiting),
+            (All, 1, 0, FanIn::Waiting),
+            (All, 2, 0, FanIn::Complete),
+            (All, 0, 1, FanIn::Failed),
+            (All, 1, 1, FanIn::Failed),
+            (Any, 1, 0, FanIn::Waiting),
+            (Any, 1, 1, FanIn::Complete),
+            (Any, 0, 2, FanIn::Failed),
+            (Collect, 0, 1, FanIn::Waiting),
+            (Collect, 0, 2, FanIn::Complete),
+        ] {
+            assert_eq!(fan_in(policy, 2, succeeded, failed), decided, "{policy} {succeeded} {failed}");
+        }
+    }
+
+    #[test]
+    fn results_are_joined_by_policy() {
+        let failure = Failure::new("x", "broken");
+        let joined = |policy| join(policy, [Ok("1"), Err(&failure)]);
+        assert_eq!(joined(FailurePolicy::Any).as_str(), "[1,null]");
+        assert_eq!(joined(FailurePolicy::Collect).as_str(), r#"[{"ok":1},{"error":{"class":"x","message":"broken"}}]"#);
+    }
+
+    #[test]
+    fn what_comes_after_the_deepest_workflow_survives_storage() {
+        let steps: Vec<Step> = (0..GROUP_DEPTH_MAX).map(|_| group(FailurePolicy::All, &["b", "c"])).collect();
+        let first = chain([steps, vec![Step::Task(Box::new(task("body")))]].concat());
+        assert_eq!(first.check(Timestamp::MIN), Ok(()));
+        let created = follow(&first, &ok("0")).groups.remove(0);
+        let stored = serde_json::to_string(&created).unwrap();
+        assert_eq!(serde_json::from_str::<NewGroup>(&stored).unwrap(), created);
+    }
+
+    #[test]
+    fn limits_hold_at_the_limit_and_one_over() {
+        let check = |then| chain(then).check(Timestamp::MIN);
+        let steps = |count| (0..count).map(|_| Step::Task(Box::new(task("b")))).collect::<Vec<_>>();
+        assert_eq!(check(steps(STEPS_MAX)), Ok(()));
+        assert!(matches!(check(steps(STEPS_MAX + 1)), Err(InvalidEnvelope::Flow(_))));
+        let members = |count: usize| vec![group(FailurePolicy::All, &vec!["b"; count])];
+        assert!(matches!(check(members(0)), Err(InvalidEnvelope::Flow(_))));
+        assert_eq!(check(members(GROUP_MAX)), Ok(()));
+        assert!(matches!(check(members(GROUP_MAX + 1)), Err(InvalidEnvelope::Flow(_))));
+        let groups = |count| (0..count).map(|_| group(FailurePolicy::All, &["b"])).collect::<Vec<_>>();
+        assert!(matches!(check(groups(GROUP_DEPTH_MAX + 1)), Err(InvalidEnvelope::Flow(_))));
+    }
+}
