@@ -1,2 +1,84 @@
-//! tooling
-fn main() {}
+//! `cargo xtask`: the project's own tooling, typed, without shell scripts.
+//!
+//! Every command is one module: [`test`] runs all checks of the project, [`tidy`] the rules that no compiler knows,
+//! [`sim`] many seeds of the simulation. A new command is one variant of [`Task`] and one arm in [`run`].
+
+mod finding;
+mod markdown;
+mod metadata;
+mod process;
+mod rust_source;
+mod sim;
+mod test;
+mod tidy;
+mod tree;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The command line of `cargo xtask`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "The project's own tooling",
+    disable_help_subcommand = true
+)]
+struct Xtask {
+    #[command(subcommand)]
+    task: Task,
+}
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Set up what is missing on this machine, then run every check and every test of the project.
+    Test(test::Arguments),
+    /// Check the rules that no compiler knows: import rules, left-overs, licences, documents.
+    Tidy {
+        /// Run this check only; may be given several times.
+        #[arg(long, value_name = "CHECK", value_parser = clap::builder::PossibleValuesParser::new(tidy::names()))]
+        only: Vec<String>,
+    },
+    /// Run many seeds of the simulation in release mode and print seeds per second.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+        seeds: u64,
+        /// The first seed; a failing run names its own, to be run alone.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Xtask::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    let root = tree::find_root()?;
+    match task {
+        Task::Test(arguments) => test::run(&root, &arguments),
+        Task::Tidy { only } => tidy::run(&root, &only).map(|()| ExitCode::SUCCESS),
+        Task::Sim { seeds, from } => sim::run(&root, seeds, from).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Xtask::command().debug_assert();
+    }
+}

@@ -1,0 +1,281 @@
+//! The steps of `cargo xtask test`, in their order: cheap ones first, so that a slip shows in seconds.
+//!
+//! All of them build the whole workspace with every target in one profile, so that nothing is built twice: one selection
+//! of crates is one set of features.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::totals::Totals;
+use super::{Outcome, TestsFailed, examples, machine, must_succeed};
+use crate::metadata::Metadata;
+use crate::process::{self, Echo, Finished};
+use crate::{sim, tidy};
+
+/// How many seeds of the simulation run with the tests when the environment does not say.
+const SIM_SEEDS_DEFAULT: &str = "200";
+
+/// One step.
+#[derive(Debug)]
+pub(super) struct Step {
+    /// The name that `--only` takes.
+    pub(super) name: &'static str,
+    /// What it does.
+    pub(super) about: &'static str,
+    /// Does it.
+    pub(super) run: fn(&Context<'_>) -> Result<Outcome>,
+}
+
+/// Every step, in order.
+pub(super) const STEPS: [Step; 10] = [
+    Step {
+        name: "machine",
+        about: "find or install what is needed",
+        run: |context| machine::prepare(context.root).map(passed),
+    },
+    Step { name: "fmt", about: "every file is formatted", run: check_format },
+    Step {
+        name: "tidy",
+        about: "the rules that no compiler knows",
+        run: |context| tidy::run(context.root, &[]).map(|()| passed("")),
+    },
+    Step { name: "clippy", about: "no warning in any target", run: check_lints },
+    Step { name: "build", about: "every program, test and example", run: build },
+    Step { name: "test", about: "every test, 200 seeds of the simulation among them", run: run_tests },
+    Step { name: "doctest", about: "the examples in the documentation of the code", run: run_doc_tests },
+    Step { name: "doc", about: "the documentation builds without a warning", run: build_docs },
+    Step { name: "examples", about: "every example prints what its expected output says", run: run_examples },
+    Step { name: "commands", about: "the commands in the documents exist", run: check_documented_commands },
+];
+
+/// What the steps share.
+pub(super) struct Context<'root> {
+    /// The checkout.
+    pub(super) root: &'root Path,
+    deadline: Instant,
+    programs: OnceCell<Programs>,
+}
+
+/// The programs that a build made, by kind and name.
+#[derive(Debug, Default)]
+pub(super) struct Programs(BTreeMap<(String, String), PathBuf>);
+
+impl Programs {
+    /// The binary or example with this name.
+    pub(super) fn find(&self, kind: &str, name: &str) -> Option<&Path> {
+        self.0.get(&(kind.to_owned(), name.to_owned())).map(PathBuf::as_path)
+    }
+
+    /// Reads cargo's messages, one JSON object a line.
+    fn of_messages(messages: &str) -> Self {
+        let artifacts = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let programs = artifacts.filter_map(|message| {
+            // A test harness of a binary has the binary's name and kind; it is not the binary.
+            let is_program = message["reason"] == "compiler-artifact" && message["profile"]["test"] == false;
+            let kind = message["target"]["kind"][0].as_str()?.to_owned();
+            let name = message["target"]["name"].as_str()?.to_owned();
+            let path = PathBuf::from(message["executable"].as_str()?);
+            (is_program && matches!(kind.as_str(), "bin" | "example")).then_some(((kind, name), path))
+        });
+        Self(programs.collect())
+    }
+}
+
+impl<'root> Context<'root> {
+    /// What steps need to run in `root` until `deadline`.
+    pub(super) fn new(root: &'root Path, deadline: Instant) -> Self {
+        Self { root, deadline, programs: OnceCell::new() }
+    }
+
+    /// A cargo command in the checkout.
+    fn cargo<'word>(&self, arguments: impl IntoIterator<Item = &'word str>) -> Command {
+        let mut command = process::cargo();
+        command.args(arguments).current_dir(self.root);
+        command
+    }
+
+    /// Runs a command within what is left of the time of the whole run.
+    fn run(&self, command: Command, echo: Echo) -> Result<Finished> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        process::run(command, left.max(Duration::from_secs(1)), echo)
+    }
+
+    /// The programs of the workspace, built on the first call.
+    ///
+    /// # Errors
+    /// When something does not compile.
+    pub(super) fn programs(&self) -> Result<&Programs> {
+        if let Some(programs) = self.programs.get() {
+            return Ok(programs);
+        }
+        let command = self.cargo([
+            "build",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--message-format",
+            "json-render-diagnostics",
+        ]);
+        let finished = self.run(command, Echo::Errors)?;
+        must_succeed(&finished, "the build", "mend the errors above")?;
+        Ok(self.programs.get_or_init(|| Programs::of_messages(&finished.stdout)))
+    }
+}
+
+fn passed(note: impl Into<String>) -> Outcome {
+    Outcome::Passed(note.into(), Totals::default())
+}
+
+fn check_format(context: &Context<'_>) -> Result<Outcome> {
+    let finished = context.run(context.cargo(["fmt", "--all", "--check"]), Echo::Both)?;
+    must_succeed(&finished, "rustfmt", "run `cargo fmt --all` and commit")?;
+    Ok(passed(""))
+}
+
+fn check_lints(context: &Context<'_>) -> Result<Outcome> {
+    let command = context.cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    let finished = context.run(command, Echo::Both)?;
+    must_succeed(&finished, "clippy", "mend the warnings above")?;
+    Ok(passed(""))
+}
+
+fn build(context: &Context<'_>) -> Result<Outcome> {
+    let programs = context.programs()?;
+    Ok(passed(format!("{} programs", programs.0.len())))
+}
+
+fn run_tests(context: &Context<'_>) -> Result<Outcome> {
+    let targets = ["--workspace", "--lib", "--bins", "--tests", "--locked"];
+    let mut command = if machine::has_nextest() {
+        context.cargo(["nextest", "run", "--no-tests", "pass", "--no-fail-fast"])
+    } else {
+        context.cargo(["test", "--no-fail-fast"])
+    };
+    command.args(targets);
+    let seeds = std::env::var(sim::SEEDS).unwrap_or_else(|_| SIM_SEEDS_DEFAULT.to_owned());
+    command.env(sim::SEEDS, seeds);
+    judge_tests(&context.run(command, Echo::Both)?, "the tests")
+}
+
+fn run_doc_tests(context: &Context<'_>) -> Result<Outcome> {
+    let command = context.cargo(["test", "--workspace", "--doc", "--no-fail-fast", "--locked"]);
+    judge_tests(&context.run(command, Echo::Both)?, "the doc tests")
+}
+
+/// A run of tests passed when its runner says so and tests ran.
+fn judge_tests(finished: &Finished, what: &str) -> Result<Outcome> {
+    let mut totals = Totals::of_output(&finished.stdout);
+    totals += Totals::of_output(&finished.stderr);
+    if !finished.success() {
+        let what = format!("{what} {}; {} failed, named above", finished.ending(), totals.failed);
+        return Err(TestsFailed { totals, what }.into());
+    }
+    if totals.ran() == 0 {
+        return Ok(Outcome::Nothing("no test exists".to_owned()));
+    }
+    Ok(Outcome::Passed(format!("{} tests", totals.ran()), totals))
+}
+
+fn build_docs(context: &Context<'_>) -> Result<Outcome> {
+    // Libraries only: the binary `windlass` and the library `windlass` would write to the same folder.
+    let mut command = context.cargo(["doc", "--workspace", "--no-deps", "--lib", "--locked"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    let finished = context.run(command, Echo::Both)?;
+    must_succeed(&finished, "rustdoc", "mend the warnings above")?;
+    Ok(passed(""))
+}
+
+fn run_examples(context: &Context<'_>) -> Result<Outcome> {
+    let examples = examples::find(context.root, &Metadata::read(context.root)?)?;
+    if examples.is_empty() {
+        return Ok(Outcome::Nothing("no crate has examples".to_owned()));
+    }
+    let programs = context.programs()?;
+    let mut totals = Totals::default();
+    for example in &examples {
+        match example.check(programs) {
+            Ok(()) => {
+                println!("  {}: as expected", example.name);
+                totals.passed += 1;
+            }
+            Err(error) => {
+                println!("  {}: {error:#}", example.name);
+                totals.failed += 1;
+            }
+        }
+    }
+    if totals.failed > 0 {
+        return Err(TestsFailed {
+            totals,
+            what: format!("{} of {} examples, see above", totals.failed, examples.len()),
+        }
+        .into());
+    }
+    Ok(Outcome::Passed(format!("{} examples", examples.len()), totals))
+}
+
+fn check_documented_commands(context: &Context<'_>) -> Result<Outcome> {
+    let binary = context.programs()?.find("bin", "windlass").context("the build made no binary `windlass`")?;
+    let documented = tidy::check_documented_commands(context.root, binary)?;
+    for finding in &documented.findings {
+        println!("  {finding}");
+    }
+    if !documented.findings.is_empty() {
+        bail!("{} commands in the documents do not exist, listed above", documented.findings.len());
+    }
+    if documented.count == 0 {
+        return Ok(Outcome::Nothing("no document names a windlass command".to_owned()));
+    }
+    Ok(passed(format!("{} commands", documented.count)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_have_names_of_their_own() {
+        for (at, step) in STEPS.iter().enumerate() {
+            assert!(STEPS[..at].iter().all(|before| before.name != step.name), "{}", step.name);
+        }
+    }
+
+    #[test]
+    fn programs_are_told_from_their_test_harnesses() {
+        let message = |test: bool, path: &str| {
+            serde_json::json!({
+                "reason": "compiler-artifact", "profile": { "test": test },
+                "target": { "kind": ["bin"], "name": "windlass" }, "executable": path,
+            })
+            .to_string()
+        };
+        let messages =
+            format!("{}\n{}\nnot json\n", message(false, "/t/windlass"), message(true, "/t/deps/windlass-1"));
+        assert_eq!(Programs::of_messages(&messages).find("bin", "windlass"), Some(Path::new("/t/windlass")));
+    }
+
+    #[test]
+    fn a_run_without_tests_is_no_pass() {
+        let finished = Finished {
+            status: Some(std::process::ExitStatus::default()),
+            stdout: String::new(),
+            stderr: String::new(),
+        };
+        assert!(matches!(judge_tests(&finished, "the tests").expect("exit code 0"), Outcome::Nothing(_)));
+    }
+
+    #[test]
+    fn failed_tests_are_counted_in_the_error() {
+        let stdout = "test result: FAILED. 2 passed; 1 failed; 0 ignored".to_owned();
+        let finished = Finished { status: None, stdout, stderr: String::new() };
+        let error = judge_tests(&finished, "the tests").expect_err("failed");
+        let failed = error.downcast_ref::<TestsFailed>().expect("counted");
+        assert_eq!((failed.totals.passed, failed.totals.failed), (2, 1));
+    }
+}

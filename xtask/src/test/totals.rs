@@ -1,0 +1,81 @@
+//! How many tests ran, read from the closing lines of the test runners.
+
+use std::ops::AddAssign;
+
+use crate::process::without_colours;
+
+/// Tests by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) passed: u64,
+    pub(super) failed: u64,
+    pub(super) skipped: u64,
+}
+
+impl Totals {
+    /// How many ran.
+    pub(super) fn ran(self) -> u64 {
+        self.passed + self.failed
+    }
+
+    /// Adds up every closing line of `cargo test` and `cargo nextest` in the output.
+    pub(super) fn of_output(output: &str) -> Self {
+        let mut totals = Self::default();
+        for line in without_colours(output).lines().map(str::trim_start) {
+            let counts = if let Some(counts) = line.strip_prefix("test result: ") {
+                counts
+            } else if let Some((_, counts)) = line.strip_prefix("Summary [").and_then(|rest| rest.split_once(" run: "))
+            {
+                counts
+            } else {
+                continue;
+            };
+            totals += Self {
+                passed: count_before(counts, "passed"),
+                failed: count_before(counts, "failed")
+                    + count_before(counts, "timed out")
+                    + count_before(counts, "exec failed"),
+                skipped: count_before(counts, "skipped") + count_before(counts, "ignored"),
+            };
+        }
+        totals
+    }
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// The number right before the first `word`; 0 when it does not occur.
+fn count_before(counts: &str, word: &str) -> u64 {
+    let parts = counts.split([',', ';', '(', ')', '.']).map(str::trim);
+    let count = parts.filter_map(|part| part.strip_suffix(word)).find_map(|number| number.trim().parse().ok());
+    count.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_test_is_added_up_over_its_binaries() {
+        let output = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s\n\
+            test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        assert_eq!(Totals::of_output(output), Totals { passed: 7, failed: 3, skipped: 1 });
+    }
+
+    #[test]
+    fn nextest_is_read_through_its_colours() {
+        let output = "\u{1b}[32;1m     Summary\u{1b}[0m [   1.2s] 27 tests run: 25 passed (1 slow), 1 failed, 1 timed out, 2 skipped\n";
+        assert_eq!(Totals::of_output(output), Totals { passed: 25, failed: 2, skipped: 2 });
+    }
+
+    #[test]
+    fn other_lines_count_nothing() {
+        assert_eq!(Totals::of_output("we passed 3 passed\n"), Totals::default());
+    }
+}
