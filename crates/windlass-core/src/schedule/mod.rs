@@ -1,6 +1,20 @@
 //! Recurring pushes: when a slot is due, and what to do about the slots that were missed.
 //!
-//! Everything here is pure: the clock, the store and the push belong to whoever calls.
+//! Everything here is pure: the clock, the store and the push belong to whoever calls. A [`Spec`] says when; [`due`]
+//! compares the slot that the store remembers with the time that the caller read and names the slots to push now.
+//!
+//! ```
+//! use windlass_core::Timestamp;
+//! use windlass_core::schedule::{Due, MissedPolicy, Spec, due};
+//!
+//! let nightly = Spec::cron("0 3 * * *", "Europe/Berlin").unwrap();
+//! assert_eq!(nightly.words(), "every day at 03:00 in Europe/Berlin");
+//!
+//! let stored: Timestamp = "2026-11-24T02:00:00Z".parse().unwrap();
+//! let Due { fire, next, .. } = due(&nightly, &MissedPolicy::default(), stored, stored);
+//! assert_eq!(fire, [stored]);
+//! assert_eq!(next.unwrap().to_string(), "2026-11-25T02:00:00.000Z");
+//! ```
 //!
 //! # Cron lines
 //!
@@ -35,12 +49,19 @@
 //! The rules know nothing of hours or seasons: they hold for Lord Howe's half hour, for gaps at midnight (Beirut, Cairo,
 //! Santiago), for Troll's two hours and for the day that Apia skipped. Day fields are matched against the date that the
 //! wall clock would have shown.
+//!
+//! An interval ([`Spec::Every`]) counts real time from its anchor and knows no zone.
 
 mod cron;
 
 mod parse;
+mod policy;
+mod spec;
 mod walk;
+mod words;
 mod zone;
 
 pub use cron::{CRON_BYTES_MAX, Cron, CronError, Dialect, Field, UnknownDialect};
+pub use policy::{Due, FIRE_MAX, JITTER_MAX, Jitter, MISSED_COUNT_MAX, Missed, MissedPolicy, ON_TIME, Overlap, due};
+pub use spec::{PERIOD_MAX, PERIOD_MIN, PREVIEW_MAX, Period, Spec, SpecError};
 pub use zone::{UnknownZone, Zone};
