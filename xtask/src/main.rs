@@ -37,6 +37,7 @@ enum Task {
     /// Set up what is missing on this machine, then run every check and every test of the project.
     Test(test::Arguments),
     /// Check the rules that no compiler knows: import rules, left-overs, licences, documents.
+    #[command(after_help = tidy::EXCUSES)]
     Tidy {
         /// Run this check only; may be given several times.
         #[arg(long, value_name = "CHECK", value_parser = clap::builder::PossibleValuesParser::new(tidy::names()))]

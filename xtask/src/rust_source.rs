@@ -3,6 +3,10 @@
 //! Not a parser: a scanner that knows comments, strings, characters and brackets. Blanking keeps every line break, so
 //! line numbers stay true.
 
+use std::collections::BTreeSet;
+
+use crate::tree::Tree;
+
 /// What a byte of source belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -45,6 +49,30 @@ pub(crate) fn is_test_file(path: &str) -> bool {
     matches!(name, "tests.rs" | "test.rs")
         || name.ends_with("_tests.rs")
         || folders.any(|folder| matches!(folder, "tests" | "benches"))
+}
+
+/// The files that hold a module which its parent declares for tests only: `#[cfg(test)] mod support;`.
+pub(crate) fn declared_test_files(tree: &Tree) -> BTreeSet<String> {
+    let mut declared = BTreeSet::new();
+    for file in tree.with_extension("rs") {
+        let code = RustSource::of(&file.text).code;
+        for (at, mark) in code.match_indices("#[cfg(test)]") {
+            let Some((item, _)) = code[at + mark.len()..].split_once(';') else { continue };
+            if let Some(name) = item.split_whitespace().skip_while(|word| *word != "mod").nth(1)
+                && !item.contains('{')
+            {
+                let folder = folder_of_children(&file.path);
+                declared.extend([format!("{folder}/{name}.rs"), format!("{folder}/{name}/mod.rs")]);
+            }
+        }
+    }
+    declared
+}
+
+/// Where the modules that a file declares are: beside `lib.rs`, `main.rs` and `mod.rs`, below any other.
+fn folder_of_children(path: &str) -> &str {
+    let beside = ["/lib.rs", "/main.rs", "/mod.rs"].iter().find_map(|name| path.strip_suffix(name));
+    beside.unwrap_or_else(|| path.strip_suffix(".rs").unwrap_or(path))
 }
 
 fn blank(text: &str, parts: &[Part], keep: impl Fn(Part) -> bool) -> String {
@@ -216,6 +244,20 @@ mod tests {
         );
         let tests: Vec<usize> = (1..=9).filter(|line| source.is_test_line(*line)).collect();
         assert_eq!(tests, [2, 3, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn modules_declared_for_tests_are_known() {
+        let tree = Tree::of(&[
+            (
+                "crates/x/src/lib.rs",
+                "mod a;\n#[cfg(test)]\npub(crate) mod support;\n#[cfg(test)]\nmod tests { use x; }\n",
+            ),
+            ("crates/x/src/worker.rs", "#[cfg(test)] mod fakes;\n"),
+        ]);
+        let declared = declared_test_files(&tree);
+        assert!(declared.contains("crates/x/src/support.rs") && declared.contains("crates/x/src/worker/fakes.rs"));
+        assert_eq!(declared.len(), 4, "{declared:?}");
     }
 
     #[test]

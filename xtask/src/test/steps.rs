@@ -139,7 +139,8 @@ fn check_format(context: &Context<'_>) -> Result<Outcome> {
 }
 
 fn check_lints(context: &Context<'_>) -> Result<Outcome> {
-    let command = context.cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    let command =
+        context.cargo(["clippy", "--workspace", "--all-targets", "--keep-going", "--locked", "--", "-D", "warnings"]);
     let finished = context.run(command, Echo::Both)?;
     must_succeed(&finished, "clippy", "mend the warnings above")?;
     Ok(passed(""))

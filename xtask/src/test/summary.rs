@@ -64,8 +64,9 @@ pub(super) fn render(lines: &[Line], took: Duration) -> String {
 
 fn count_steps(lines: &[Line]) -> String {
     let count = |matches: fn(&Verdict) -> bool| lines.iter().filter(|line| matches(&line.verdict)).count();
+    let passed = count(|verdict| matches!(verdict, Verdict::Passed(_)));
     let always = [
-        format!("{} steps passed", count(|verdict| matches!(verdict, Verdict::Passed(_)))),
+        format!("{passed} {} passed", if passed == 1 { "step" } else { "steps" }),
         format!("{} failed", count(|verdict| matches!(verdict, Verdict::Failed(_)))),
     ];
     let sometimes = [

@@ -77,13 +77,18 @@ pub(super) fn check(tree: &Tree, metadata: &Metadata) -> Vec<Finding> {
 /// # Errors
 /// When the binary does not start.
 pub(super) fn check_binary(tree: &Tree, binary: &Path) -> Result<Documented> {
+    ask_about_all(tree, &|subcommands| ask_help(binary, subcommands))
+}
+
+/// Checks every `windlass` command against the help that `ask` gives for its subcommands.
+fn ask_about_all(tree: &Tree, ask: &dyn Fn(&[String]) -> Result<Option<String>>) -> Result<Documented> {
     let mut help_of: BTreeMap<Vec<String>, Option<String>> = BTreeMap::new();
     let mut documented = Documented { count: 0, findings: Vec::new() };
     for invocation in find_invocations(tree).into_iter().filter(|invocation| invocation.program == Program::Windlass) {
         documented.count += 1;
         let subcommands = leading_subcommands(&invocation.arguments);
         if !help_of.contains_key(&subcommands) {
-            help_of.insert(subcommands.clone(), ask_help(binary, &subcommands)?);
+            help_of.insert(subcommands.clone(), ask(&subcommands)?);
         }
         let problem = find_unknown(&invocation.arguments, &subcommands, help_of[&subcommands].as_deref());
         documented.findings.extend(
@@ -305,6 +310,16 @@ mod tests {
         let words: Vec<String> = found.iter().map(|invocation| invocation.arguments.join(" ")).collect();
         assert_eq!(words, ["demo --keep", "dlq replay --all"]);
         assert_eq!(found[1].line, 3);
+    }
+
+    #[test]
+    fn the_binary_is_asked_about_each_command() {
+        let readme = "```sh\nwindlass demo --keep\nwindlass demo --kep\nwindlass gone\n```\n";
+        let knows_demo =
+            |subcommands: &[String]| Ok((subcommands == ["demo"]).then(|| "  --keep  leave it running".to_owned()));
+        let documented = ask_about_all(&Tree::of(&[("README.md", readme)]), &knows_demo).expect("always answers");
+        let lines: Vec<Option<usize>> = documented.findings.iter().map(|finding| finding.line).collect();
+        assert_eq!((documented.count, lines), (3, vec![Some(3), Some(4)]));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! the cron dialects are named after the systems whose expressions they read.
 
 use crate::finding::Finding;
-use crate::rust_source::{RustSource, is_test_file};
+use crate::rust_source::{RustSource, declared_test_files, is_test_file};
 use crate::tidy::allow;
 use crate::tree::Tree;
 
@@ -24,11 +24,13 @@ const WHOLE_WORDS: [&str; 3] = ["sql", "redis", "mysql"];
 /// Reads of the machine's own clock.
 const CLOCKS: [&str; 4] = ["SystemTime::now", "Timestamp::now", "Zoned::now", "Utc::now"];
 /// Ways to the network.
-const SOCKETS: [&str; 4] = ["tokio::net", "std::net::Tcp", "std::net::Udp", "std::os::unix::net"];
+const SOCKETS: [&str; 5] = ["tokio::net", "TcpStream", "TcpListener", "UdpSocket", "UnixStream"];
 
 /// Reports foreign names, clocks and sockets in the engine.
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
-    let engine = tree.with_extension("rs").filter(|file| file.path.starts_with(ENGINE) && !is_test_file(&file.path));
+    let declared = declared_test_files(tree);
+    let is_test = |path: &str| is_test_file(path) || declared.contains(path);
+    let engine = tree.with_extension("rs").filter(|file| file.path.starts_with(ENGINE) && !is_test(&file.path));
     let mut findings = Vec::new();
     for file in engine {
         let source = RustSource::of(&file.text);

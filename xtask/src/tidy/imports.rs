@@ -90,18 +90,14 @@ struct Exception {
     because: &'static str,
 }
 
-const EXCEPTIONS: [Exception; 2] = [
-    Exception {
-        from: "windlass-testkit",
-        to: "windlass-memory",
-        because: "the faulty store and the simulator are built on the memory store",
-    },
-    Exception {
-        from: "windlass-web",
-        to: "windlass-memory",
-        because: "tests of the pages need a store, and the web crate knows no driver but this one in its tests",
-    },
-];
+const EXCEPTIONS: [Exception; 1] = [Exception {
+    from: "windlass-testkit",
+    to: "windlass-memory",
+    because: "the faulty store and the simulator are built on the memory store",
+}];
+
+/// The store that any crate may use in its tests: it needs no server and no file.
+const STORE_FOR_TESTS: &str = "windlass-memory";
 
 /// Heavy foreign crates and the only crates of the house that may link them: one crate, one heavy dependency.
 const OWNED: [(&str, &[&str]); 9] = [
@@ -167,7 +163,8 @@ fn crosses_a_wall(
     to_role: Role,
 ) -> Option<(String, String)> {
     let excepted = EXCEPTIONS.iter().any(|known| known.from == from.name && known.to == to.name);
-    let tested = dependency.kind == DependencyKind::Dev && role.may_test_with().contains(&to_role);
+    let for_tests = role.may_test_with().contains(&to_role) || to.name == STORE_FOR_TESTS;
+    let tested = dependency.kind == DependencyKind::Dev && for_tests;
     if from.name == to.name || role.may_link().contains(&to_role) || excepted || tested {
         return None;
     }
@@ -255,6 +252,15 @@ mod tests {
     fn the_test_kit_may_not_be_linked_into_production() {
         let findings = house_with(member("windlass", &["windlass-core", "windlass-testkit"], &[]));
         assert!(findings[0].contains("[dev-dependencies]"), "{findings:?}");
+    }
+
+    #[test]
+    fn any_crate_may_use_the_memory_store_in_its_tests_only() {
+        assert_eq!(
+            house_with(member("windlass-sqlite", &["windlass-core"], &["windlass-memory"])),
+            Vec::<String>::new()
+        );
+        assert_eq!(house_with(member("windlass-core", &["windlass-memory"], &[])).len(), 1);
     }
 
     #[test]

@@ -6,11 +6,12 @@
 //! | macro | any Rust code: `todo!`, `unimplemented!`, `dbg!` |
 //! | print | library code: it writes nothing to a terminal it does not own |
 //! | unwrap | library code outside tests: return the error, or `expect` with the invariant that makes it impossible |
+//! | unbounded | library code: every queue between tasks has a bound, or says why not |
 //! | sleep, ignore | tests: they wait for an event, and they all run |
 //! | util | the names of crates and modules |
 
 use crate::finding::Finding;
-use crate::rust_source::{RustSource, is_test_file};
+use crate::rust_source::{RustSource, declared_test_files, is_test_file};
 use crate::tidy::allow;
 use crate::tree::{SourceFile, Tree};
 
@@ -20,6 +21,9 @@ const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat
 const WRITTEN: [&str; 12] = ["rs", "md", "toml", "html", "js", "css", "sql", "lua", "py", "sh", "yml", "yaml"];
 /// Names that say nothing about what is inside.
 const NAMELESS: [&str; 4] = ["util", "utils", "helpers", "misc"];
+
+/// The contract of every store: test code, though it is part of a library.
+const CONFORMANCE: &str = "crates/windlass-testkit/src/conformance";
 
 /// One rule about a line of Rust code.
 struct Rule {
@@ -38,7 +42,7 @@ struct Place {
     test: bool,
 }
 
-const RULES: [Rule; 5] = [
+const RULES: [Rule; 6] = [
     Rule { name: "macro", patterns: &["todo!(", "unimplemented!(", "dbg!("], applies: |_| true, fix: "finish it" },
     Rule {
         name: "print",
@@ -51,6 +55,12 @@ const RULES: [Rule; 5] = [
         patterns: &[".unwrap()"],
         applies: |place| place.library,
         fix: "return the error, or `expect` with the invariant that makes it impossible",
+    },
+    Rule {
+        name: "unbounded",
+        patterns: &["unbounded_channel(", "unbounded_channel::<", "mpsc::channel()"],
+        applies: |place| place.library,
+        fix: "bound the queue and say what happens when it is full",
     },
     Rule {
         name: "sleep",
@@ -72,8 +82,10 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     for file in tree.files.iter().filter(|file| WRITTEN.contains(&file.extension())) {
         findings.extend(find_unfinished(file));
     }
+    let declared = declared_test_files(tree);
     for file in tree.with_extension("rs") {
-        findings.extend(find_in_code(file));
+        let test = is_test_file(&file.path) || file.path.starts_with(CONFORMANCE) || declared.contains(&file.path);
+        findings.extend(find_in_code(file, test));
         findings.extend(find_nameless(file));
     }
     findings
@@ -95,10 +107,10 @@ fn find_unfinished(file: &SourceFile) -> Vec<Finding> {
     findings
 }
 
-fn find_in_code(file: &SourceFile) -> Vec<Finding> {
+fn find_in_code(file: &SourceFile, test_file: bool) -> Vec<Finding> {
     let source = RustSource::of(&file.text);
     let lines: Vec<&str> = file.text.lines().collect();
-    let (test_file, library_file) = (is_test_file(&file.path), is_library_file(&file.path));
+    let library_file = is_library_file(&file.path);
     let mut findings = Vec::new();
     for (at, code) in source.code.lines().enumerate() {
         let line = at + 1;
@@ -126,12 +138,16 @@ fn contains_call(code: &str, pattern: &str) -> bool {
     })
 }
 
-/// Whether others link this file: the sources of every crate but the command line, tooling, fakes and applications.
+/// Whether production code links this file: the sources of every crate but the command line, the test kit, tooling,
+/// fakes and applications.
 fn is_library_file(path: &str) -> bool {
     let Some((of_crate, rest)) = path.strip_prefix("crates/").and_then(|path| path.split_once('/')) else {
         return path.starts_with("apps/kit/src/");
     };
-    of_crate != "windlass-cli" && rest.starts_with("src/") && rest != "src/main.rs" && !rest.starts_with("src/bin/")
+    !matches!(of_crate, "windlass-cli" | "windlass-testkit")
+        && rest.starts_with("src/")
+        && rest != "src/main.rs"
+        && !rest.starts_with("src/bin/")
 }
 
 fn find_nameless(file: &SourceFile) -> Option<Finding> {
@@ -183,6 +199,30 @@ mod tests {
         assert_eq!(rules_found("crates/windlass-core/tests/a.rs", text), ["`thread::sleep(`"]);
         let excused = format!("// tidy: allow(sleep): the file system has no event\n{text}");
         assert_eq!(rules_found("crates/windlass-core/tests/a.rs", &excused).len(), 0);
+    }
+
+    #[test]
+    fn unbounded_queues_say_why() {
+        let text = "fn f() { let (tx, rx) = tokio::sync::mpsc::unbounded_channel::<u8>(); }\n";
+        assert_eq!(rules_found(LIBRARY, text).len(), 1);
+        let excused = format!("// tidy: allow(unbounded): at most one message for each slot\n{text}");
+        assert_eq!(rules_found(LIBRARY, &excused).len(), 0);
+    }
+
+    #[test]
+    fn the_test_kit_may_unwrap_and_its_contract_may_not_sleep() {
+        let text = "fn f() { std::thread::sleep(g().unwrap()); }\n";
+        assert_eq!(rules_found("crates/windlass-testkit/src/sim.rs", text).len(), 0);
+        assert_eq!(rules_found("crates/windlass-testkit/src/conformance/claim.rs", text), ["`thread::sleep(`"]);
+    }
+
+    #[test]
+    fn a_module_declared_for_tests_is_test_code() {
+        let tree = Tree::of(&[
+            ("crates/windlass-core/src/lib.rs", "#[cfg(test)]\nmod support;\n"),
+            ("crates/windlass-core/src/support.rs", "fn f() { g().unwrap() }\n"),
+        ]);
+        assert_eq!(check(&tree).len(), 0);
     }
 
     #[test]

@@ -74,6 +74,14 @@ const CHECKS: [Check; 9] = [
     Check { name: "traces", about: "no machine paths, no registry hosts", run: |of| Ok(traces::check(&of.tree)) },
 ];
 
+/// How a place is excused, for `--help`.
+pub(crate) const EXCUSES: &str = "A line that must break a rule says so in a comment on it or right above it:\n    \
+    // tidy: allow(RULE): the reason\n\
+    RULE is one of macro, print, unwrap, unbounded, sleep, ignore, name, clock.\n\
+    A file of more than 600 lines says why in its first 15:\n    \
+    //! Long because ...\n\
+    Import rules and their exceptions are tables in xtask/src/tidy/imports.rs; licences and bans are in deny.toml.";
+
 /// The names of all checks.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     CHECKS.iter().map(|check| check.name)
@@ -92,7 +100,7 @@ pub(crate) fn run(root: &Path, only: &[String]) -> Result<()> {
     for check in CHECKS.iter().filter(|check| only.is_empty() || only.iter().any(|name| name == check.name)) {
         let started = Instant::now();
         let findings = (check.run)(&subject)?;
-        let verdict = if findings.is_empty() { "ok".to_owned() } else { format!("{} findings", findings.len()) };
+        let verdict = if findings.is_empty() { "ok".to_owned() } else { format!("{} to mend", findings.len()) };
         println!("  {:<10} {:<48} {verdict} ({} ms)", check.name, check.about, started.elapsed().as_millis());
         for finding in &findings {
             println!("    {finding}");
@@ -100,7 +108,7 @@ pub(crate) fn run(root: &Path, only: &[String]) -> Result<()> {
         count += findings.len();
     }
     if count > 0 {
-        bail!("tidy found {count} places to mend, listed above");
+        bail!("tidy found {count} to mend, listed above");
     }
     Ok(())
 }
