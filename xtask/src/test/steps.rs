@@ -1,7 +1,8 @@
 //! The steps of `cargo xtask test`, in their order: cheap ones first, so that a slip shows in seconds.
 //!
-//! All of them build the whole workspace with every target in one profile, so that nothing is built twice: one selection
-//! of crates is one set of features.
+//! All of them select the whole workspace in one profile, because one selection of crates is one set of features; and
+//! programs, tests and examples are built by `cargo test --no-run`, because `cargo build` makes units of its own for
+//! crates with a procedural macro below them. So nothing is built twice.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -114,17 +115,26 @@ impl<'root> Context<'root> {
         if let Some(programs) = self.programs.get() {
             return Ok(programs);
         }
-        let command = self.cargo([
-            "build",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--message-format",
-            "json-render-diagnostics",
-        ]);
+        let programs = self.build(["test", "--no-run"])?;
+        Ok(self.programs.get_or_init(|| programs))
+    }
+
+    /// The binary `windlass`. Integration tests of its crate build it along with them; without any, it is built here.
+    fn binary(&self) -> Result<PathBuf> {
+        if let Some(binary) = self.programs()?.find("bin", "windlass") {
+            return Ok(binary.to_path_buf());
+        }
+        // With every target, so that the features stay those of the tests: other features would build half the world again.
+        let programs = self.build(["build", "--all-targets"])?;
+        programs.find("bin", "windlass").map(Path::to_path_buf).context("the build made no binary `windlass`")
+    }
+
+    fn build<const N: usize>(&self, how: [&str; N]) -> Result<Programs> {
+        let mut command = self.cargo(how);
+        command.args(["--workspace", "--locked", "--message-format", "json-render-diagnostics"]);
         let finished = self.run(command, Echo::Errors)?;
         must_succeed(&finished, "the build", "mend the errors above")?;
-        Ok(self.programs.get_or_init(|| Programs::of_messages(&finished.stdout)))
+        Ok(Programs::of_messages(&finished.stdout))
     }
 }
 
@@ -152,13 +162,13 @@ fn build(context: &Context<'_>) -> Result<Outcome> {
 }
 
 fn run_tests(context: &Context<'_>) -> Result<Outcome> {
-    let targets = ["--workspace", "--lib", "--bins", "--tests", "--locked"];
     let mut command = if machine::has_nextest() {
-        context.cargo(["nextest", "run", "--no-tests", "pass", "--no-fail-fast"])
+        context.cargo(["nextest", "run", "--workspace", "--no-tests", "pass", "--no-fail-fast"])
     } else {
-        context.cargo(["test", "--no-fail-fast"])
+        // Without doc tests, which are the next step.
+        context.cargo(["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"])
     };
-    command.args(targets);
+    command.arg("--locked");
     let seeds = std::env::var(sim::SEEDS).unwrap_or_else(|_| SIM_SEEDS_DEFAULT.to_owned());
     command.env(sim::SEEDS, seeds);
     judge_tests(&context.run(command, Echo::Both)?, "the tests")
@@ -222,8 +232,7 @@ fn run_examples(context: &Context<'_>) -> Result<Outcome> {
 }
 
 fn check_documented_commands(context: &Context<'_>) -> Result<Outcome> {
-    let binary = context.programs()?.find("bin", "windlass").context("the build made no binary `windlass`")?;
-    let documented = tidy::check_documented_commands(context.root, binary)?;
+    let documented = tidy::check_documented_commands(context.root, &context.binary()?)?;
     for finding in &documented.findings {
         println!("  {finding}");
     }
