@@ -53,7 +53,6 @@
 //! An interval ([`Spec::Every`]) counts real time from its anchor and knows no zone.
 
 mod cron;
-
 mod parse;
 mod policy;
 mod spec;

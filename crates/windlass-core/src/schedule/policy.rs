@@ -322,6 +322,54 @@ mod tests {
         assert_eq!(fired, expected);
     }
 
+    /// The decision again, from a list of every slot.
+    fn due_from_list(slots: &[Timestamp], policy: MissedPolicy, now: Timestamp) -> (Vec<Timestamp>, u64) {
+        let passed: Vec<_> = slots.iter().copied().filter(|slot| *slot <= now).collect();
+        let on_time = |slot: &Timestamp| now.since(*slot) <= ON_TIME;
+        let young = |slot: &Timestamp| policy.max_lateness.is_none_or(|lateness| now.since(*slot) <= lateness);
+        let fire: Vec<_> = match policy.what {
+            Missed::Skip => passed.iter().copied().filter(on_time).collect(),
+            Missed::Once if passed.iter().any(on_time) => passed.iter().copied().filter(on_time).collect(),
+            Missed::Once => passed.last().copied().filter(young).into_iter().collect(),
+            Missed::All => passed.iter().copied().filter(|slot| on_time(slot) || young(slot)).collect(),
+        };
+        let missed = passed.len() - fire.len();
+        (fire.into_iter().take(FIRE_MAX).collect(), missed as u64)
+    }
+
+    #[test]
+    fn random_decisions_are_those_made_from_a_list_of_every_slot() {
+        let given = std::env::var("WINDLASS_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| fastrand::u64(..));
+        println!("WINDLASS_SEED={seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let start = at("2026-10-24T20:00:00Z");
+        let specs = [
+            Spec::cron("* * * * *", "UTC").unwrap(),
+            Spec::cron("*/20 1-3 * * *", "Europe/Berlin").unwrap(),
+            Spec::cron("@daily", "Africa/Cairo").unwrap(),
+            Spec::every(secs(3), start).unwrap(),
+            Spec::every(secs(5_000), start).unwrap(),
+            Spec::once(start + secs(4_000)),
+        ];
+        for round in 0..600 {
+            let spec = &specs[round % specs.len()];
+            let Some(next) = spec.next(start + secs(random.u64(0..3_000))) else { continue };
+            let longest_late = 10_u64.pow(random.u32(1..8));
+            let now = next + Duration::from_millis(random.u64(0..longest_late));
+            let max_lateness = random.bool().then(|| secs(random.u64(0..20_000)));
+            let policy = MissedPolicy { what: random.choice(POLICIES).unwrap(), max_lateness };
+            let slots: Vec<_> =
+                std::iter::successors(Some(next), |slot| spec.next(*slot).filter(|slot| *slot <= now)).collect();
+            let due = due(spec, &policy, next, now);
+            let expected = due_from_list(&slots, policy, now);
+            let case = format!("seed {seed}, round {round}: {spec:?} {policy:?} {next:?} {now:?}");
+            assert_eq!((due.fire, due.missed), expected, "{case}");
+            let full = expected.0.len() == FIRE_MAX;
+            assert!(full || due.next.is_none_or(|next| next > now), "{case}");
+        }
+    }
+
     #[test]
     fn the_latest_slot_is_found_among_rare_and_dense_ones() {
         let now = at("2026-11-24T12:34:56Z");

@@ -147,6 +147,17 @@ impl Spec {
     }
 
     /// The next `count` slots after an instant, at most [`PREVIEW_MAX`].
+    ///
+    /// # Example
+    /// ```
+    /// use windlass_core::Timestamp;
+    /// use windlass_core::schedule::Spec;
+    ///
+    /// let payday = Spec::cron("0 9 L * *", "Asia/Kathmandu").unwrap();
+    /// let slots = payday.preview("2026-02-01T00:00:00Z".parse().unwrap(), 2);
+    /// let expected = ["2026-02-28T09:00:00+05:45", "2026-03-31T09:00:00+05:45"];
+    /// assert_eq!(slots, expected.map(|slot| slot.parse::<Timestamp>().unwrap()));
+    /// ```
     pub fn preview(&self, after: Timestamp, count: usize) -> Vec<Timestamp> {
         std::iter::successors(self.next(after), |slot| self.next(*slot)).take(count.min(PREVIEW_MAX)).collect()
     }

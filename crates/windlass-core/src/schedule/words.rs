@@ -86,6 +86,9 @@ fn times(plan: &Plan) -> Times {
                 let minutes: Vec<_> = minutes.iter().map(|minute| format!(":{minute:02}")).collect();
                 format!("every hour at {}", joined(&minutes))
             }
+            [first, second, ..] if step(plan.minutes >> first, 60) == Some(second - first) => {
+                format!("every {} minutes from :{first:02}", second - first)
+            }
             _ => format!("every hour at the minutes {}", numbers(&minutes)),
         });
     }
@@ -262,6 +265,7 @@ mod tests {
             ("0,30 * * * *", "every 30 minutes"),
             ("5,20,35 * * * *", "every hour at :05, :20 and :35"),
             ("*/7 * * * *", "every hour at the minutes 0, 7, 14, 21, 28, 35, 42, 49 and 56"),
+            ("1-59/2 * * * *", "every 2 minutes from :01"),
             ("0 3 * * *", "every day at 03:00"),
             ("@daily", "every day at 00:00"),
             ("30 9,17 * * *", "every day at 09:30 and 17:30"),
