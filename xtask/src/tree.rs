@@ -105,10 +105,10 @@ impl Tree {
     }
 }
 
-/// The root of the checkout that this program was built from, or that the current folder is in.
+/// The root of the checkout that the current folder is in.
 ///
 /// # Errors
-/// When no folder from here upwards holds the workspace.
+/// When the current folder is in none.
 pub(crate) fn find_root() -> Result<PathBuf> {
     let here = std::env::current_dir().context("the current folder is gone: change into the repository")?;
     let found = here.ancestors().find(|folder| folder.join("xtask/Cargo.toml").is_file());

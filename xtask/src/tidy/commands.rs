@@ -72,6 +72,11 @@ pub(super) fn check(tree: &Tree, metadata: &Metadata) -> Vec<Finding> {
     findings
 }
 
+/// Whether any document starts the `windlass` binary.
+pub(super) fn names_the_binary(tree: &Tree) -> bool {
+    find_invocations(tree).iter().any(|invocation| invocation.program == Program::Windlass)
+}
+
 /// Asks the built binary about every `windlass` command in the documents.
 ///
 /// # Errors

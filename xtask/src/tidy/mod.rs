@@ -113,6 +113,14 @@ pub(crate) fn run(root: &Path, only: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Whether any document tells people to start the `windlass` binary.
+///
+/// # Errors
+/// When the files cannot be read.
+pub(crate) fn documents_name_commands(root: &Path) -> Result<bool> {
+    Ok(commands::names_the_binary(&Tree::read(root)?))
+}
+
 /// The commands in the documents that start the `windlass` binary, checked against the built `binary`.
 ///
 /// # Errors
