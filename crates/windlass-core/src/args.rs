@@ -145,6 +145,10 @@ impl Args {
         };
         match (feed, fed) {
             (Feed::Field(name), Some(value)) => {
+                // In place of the one that is there, under whichever of its names.
+                if let Some(field) = fields.iter().find(|field| field.name == name) {
+                    merged.retain(|given, _| !field.answers_to(given));
+                }
                 merged.insert(name.clone(), value);
             }
             (Feed::First, Some(value)) => positional.insert(0, value),
@@ -154,9 +158,10 @@ impl Args {
             return Err(InvalidArgs::TooMany { given: positional.len(), takes: fields.len() });
         }
         for (field, value) in fields.iter().zip(positional) {
-            if merged.insert(field.name.to_owned(), value).is_some() {
+            if merged.keys().any(|given| field.answers_to(given)) {
                 return Err(InvalidArgs::Twice(field.name.to_owned()));
             }
+            merged.insert(field.name.to_owned(), value);
         }
         Ok(merged)
     }
@@ -184,7 +189,7 @@ fn check_names(text: &str, fields: &[Field]) -> Result<(), InvalidArgs> {
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut unknown = None;
             while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-                if unknown.is_none() && !self.0.iter().any(|field| field.name == name) {
+                if unknown.is_none() && !self.0.iter().any(|field| field.answers_to(&name)) {
                     unknown = Some(name.into_owned());
                 }
                 map.next_value::<serde::de::IgnoredAny>()?;
@@ -348,6 +353,22 @@ mod tests {
         let args = Args::of(&Unit).unwrap();
         assert_eq!(args, Args::none());
         assert_eq!(args.decode::<Unit>(Some(&[]), &Feed::Nothing, None), Ok(Unit));
+    }
+
+    #[test]
+    fn an_argument_answers_to_its_aliases() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct Mail {
+            #[serde(alias = "recipient")]
+            to: String,
+        }
+        let fields = [Field { aliases: &["recipient"], ..Field::required("to") }];
+        let args = Args::parse(r#"{"recipient":"a"}"#).unwrap();
+        assert_eq!(args.decode(Some(&fields), &Feed::Nothing, None), Ok(Mail { to: "a".into() }));
+        let fed = args.decode(Some(&fields), &Feed::Field("to".into()), Some(&Json::trusted(r#""b""#)));
+        assert_eq!(fed, Ok(Mail { to: "b".into() }), "the result takes its place under any name");
+        let twice = Args::new(Some(Json::trusted(r#"["a"]"#)), args.keyword().cloned()).unwrap();
+        assert_eq!(twice.decode::<Mail>(Some(&fields), &Feed::Nothing, None), Err(InvalidArgs::Twice("to".to_owned())));
     }
 
     #[test]

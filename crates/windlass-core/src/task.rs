@@ -86,6 +86,8 @@ impl Fields {
 pub struct Field {
     /// Its name, as producers write it.
     pub name: &'static str,
+    /// Other names that are accepted: those that producers wrote before.
+    pub aliases: &'static [&'static str],
     /// Whether it may be left out.
     pub presence: Presence,
     /// Its doc comment.
@@ -106,12 +108,17 @@ pub enum Presence {
 impl Field {
     /// An argument that must be given, of any type.
     pub const fn required(name: &'static str) -> Self {
-        Self { name, presence: Presence::Required, doc: "", schema: Value::Null }
+        Self { name, aliases: &[], presence: Presence::Required, doc: "", schema: Value::Null }
     }
 
     /// An argument with a default, of any type.
     pub const fn optional(name: &'static str) -> Self {
-        Self { name, presence: Presence::Optional, doc: "", schema: Value::Null }
+        Self { name, aliases: &[], presence: Presence::Optional, doc: "", schema: Value::Null }
+    }
+
+    /// Whether it may be given by this name.
+    pub fn answers_to(&self, name: &str) -> bool {
+        self.name == name || self.aliases.contains(&name)
     }
 }
 
@@ -152,7 +159,7 @@ impl Default for Options {
 }
 
 impl Definition {
-    /// The JSON Schema of the arguments, by name.
+    /// The JSON Schema of the arguments, by name. Aliases are accepted, but not advertised.
     pub fn schema(&self) -> Value {
         let mut schema = serde_json::json!({
             "$schema": "https://json-schema.org/draft/2020-12/schema",
