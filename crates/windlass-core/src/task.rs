@@ -43,8 +43,8 @@ pub trait Task: Serialize + DeserializeOwned + Send + 'static {
     type Output: Serialize + DeserializeOwned + Send + 'static;
     /// Its name in the store: part of the contract between producers and workers.
     const NAME: &'static str;
-    /// Everything that is known of it.
-    fn definition() -> Definition;
+    /// Everything that is known of it. Made by the first call and kept: every push asks for it.
+    fn definition() -> &'static Definition;
 }
 
 /// Everything that is known of a task before any instance of it exists.
