@@ -40,3 +40,4 @@ pub use retry::{Backoff, RetryPolicy};
 pub use state::{DeadReason, State, Verdict};
 pub use task::{Definition, Task};
 pub use time::{Clock, SystemClock, Timestamp, format_duration, parse_duration};
+pub use windlass_macros::Task;

@@ -15,11 +15,12 @@ use crate::{Priority, QueueName, TaskName};
 /// The hard limit of a task that names none: a handler that never returns must not hold a slot for ever.
 pub const HARD_LIMIT_DEFAULT: Duration = Duration::from_secs(3600);
 
-/// A named, typed unit of work. Derive it.
+/// A named, typed unit of work. Derive it: [`macro@crate::Task`] lists what `#[task(..)]` takes.
 ///
 /// ```
+/// # extern crate windlass_core as windlass;
 /// use serde::{Deserialize, Serialize};
-/// use windlass_core::Task;
+/// use windlass::Task;
 ///
 /// /// Mails the verification link.
 /// #[derive(Task, Serialize, Deserialize)]
@@ -38,6 +39,10 @@ pub const HARD_LIMIT_DEFAULT: Duration = Duration::from_secs(3600);
 /// assert_eq!(definition.options.queue.as_str(), "email");
 /// assert_eq!(definition.schema()["required"], serde_json::json!(["email"]));
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a task",
+    note = "derive it: `#[derive(Task, Serialize, Deserialize)]` on a struct with named fields"
+)]
 pub trait Task: Serialize + DeserializeOwned + Send + 'static {
     /// What it returns.
     type Output: Serialize + DeserializeOwned + Send + 'static;
@@ -52,7 +57,7 @@ pub trait Task: Serialize + DeserializeOwned + Send + 'static {
 pub struct Definition {
     /// Its name.
     pub name: TaskName,
-    /// The doc comment of its type, trimmed.
+    /// The doc comment of its type, trimmed; each paragraph is one line.
     pub doc: String,
     /// Its arguments.
     pub fields: Fields,
@@ -170,14 +175,23 @@ impl Definition {
             schema["description"] = Value::from(self.doc.as_str());
         }
         if let Fields::Named(fields) = &self.fields {
-            let property = |field: &Field| {
-                let mut property = if field.schema.is_object() { field.schema.clone() } else { serde_json::json!({}) };
-                if !field.doc.is_empty() {
-                    property["description"] = Value::from(field.doc);
+            let mut properties = serde_json::Map::new();
+            let mut shared = serde_json::Map::new();
+            for field in fields {
+                let mut property = field.schema.as_object().cloned().unwrap_or_default();
+                // A type that holds itself refers to its definition from the root: `#/$defs/Tree`.
+                if let Some(Value::Object(definitions)) = property.remove("$defs") {
+                    shared.extend(definitions);
                 }
-                (field.name.to_owned(), property)
-            };
-            schema["properties"] = Value::Object(fields.iter().map(property).collect());
+                if !field.doc.is_empty() {
+                    property.insert("description".to_owned(), Value::from(field.doc));
+                }
+                properties.insert(field.name.to_owned(), Value::Object(property));
+            }
+            schema["properties"] = Value::Object(properties);
+            if !shared.is_empty() {
+                schema["$defs"] = Value::Object(shared);
+            }
             schema["required"] = fields
                 .iter()
                 .filter(|field| field.presence == Presence::Required)
@@ -252,13 +266,43 @@ impl fmt::Display for Fields {
 }
 
 /// What `#[derive(Task)]` expands to needs this; nobody else does.
+///
+/// A limit or a backoff that is written wrong does not compile:
+/// ```
+/// # extern crate windlass_core as windlass;
+/// #[derive(windlass::Task, serde::Serialize, serde::Deserialize)]
+/// #[task(soft_limit = "4m", hard_limit = "5m", backoff = "1s, 5s")]
+/// struct Clean;
+/// ```
+/// ```compile_fail,E0080
+/// # extern crate windlass_core as windlass;
+/// #[derive(windlass::Task, serde::Serialize, serde::Deserialize)]
+/// #[task(hard_limit = "5 minutes")]
+/// struct Clean;
+/// ```
+/// ```compile_fail,E0080
+/// # extern crate windlass_core as windlass;
+/// #[derive(windlass::Task, serde::Serialize, serde::Deserialize)]
+/// #[task(soft_limit = "2h")]
+/// struct LongerThanTheDefaultHardLimit;
+/// ```
+/// ```compile_fail,E0080
+/// # extern crate windlass_core as windlass;
+/// #[derive(windlass::Task, serde::Serialize, serde::Deserialize)]
+/// #[task(backoff = "1s ** n")]
+/// struct Clean;
+/// ```
 #[doc(hidden)]
 pub mod derive {
-    pub use serde_json::Value;
     use std::marker::PhantomData;
 
-    /// Answers the JSON Schema of a type that has one, and an empty schema for any other type: the method that takes
-    /// `&self` is found before the one that takes `self` by another reference.
+    use serde_json::Value;
+
+    /// Answers the JSON Schema of a type that has one, and an empty schema for any other type.
+    ///
+    /// Call it as `(&Probe::<T>::new()).schema()`: the method of [`WithSchema`] takes `&Probe<T>` as it is, that of
+    /// [`WithoutSchema`] needs one more reference, and the compiler looks for the latter only when the former is not
+    /// there. It works for concrete types only, which is what a derive has.
     pub struct Probe<T>(PhantomData<T>);
 
     impl<T> Probe<T> {
@@ -283,7 +327,13 @@ pub mod derive {
             let mut generator = schemars::generate::SchemaSettings::draft2020_12()
                 .with(|settings| settings.inline_subschemas = true)
                 .into_generator();
-            serde_json::to_value(generator.subschema_for::<T>()).unwrap_or(Value::Null)
+            let mut schema = generator.subschema_for::<T>();
+            // Everything is inlined but types that hold themselves.
+            let definitions = generator.take_definitions(true);
+            if !definitions.is_empty() {
+                schema.insert("$defs".to_owned(), Value::Object(definitions));
+            }
+            schema.into()
         }
     }
 
@@ -293,7 +343,13 @@ pub mod derive {
 
     impl<T> WithoutSchema for &Probe<T> {
         fn schema(&self) -> Value {
-            Value::Object(serde_json::Map::new())
+            any_schema()
         }
+    }
+
+    /// The schema that everything fulfils.
+    #[must_use]
+    pub fn any_schema() -> Value {
+        Value::Object(serde_json::Map::new())
     }
 }
