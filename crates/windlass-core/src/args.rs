@@ -333,7 +333,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
         for (text, message) in [
-            (r#"{"to":"a","copeis":2}"#, "unknown argument `copeis` (did you mean `copies`?); the task takes to, copies"),
+            (
+                r#"{"to":"a","copeis":2}"#,
+                "unknown argument `copeis` (did you mean `copies`?); the task takes to, copies",
+            ),
             (r#"{"copies":2}"#, "missing field `to`"),
             (r#"{"to":7}"#, "invalid type: integer `7`, expected a string"),
             (r#"["a",1,2]"#, "3 positional arguments were given, the task takes 2"),
@@ -385,7 +388,9 @@ mod tests {
 
     #[test]
     fn arguments_survive_storage() {
-        for (positional, keyword) in [(None, None), (Some("[1]"), None), (None, Some(r#"{"a":1}"#)), (Some("[[1],2]"), Some(r#"{"a":1}"#))] {
+        for (positional, keyword) in
+            [(None, None), (Some("[1]"), None), (None, Some(r#"{"a":1}"#)), (Some("[[1],2]"), Some(r#"{"a":1}"#))]
+        {
             let args = Args::new(positional.map(Json::trusted), keyword.map(Json::trusted)).unwrap();
             let stored = serde_json::to_string(&args).unwrap();
             assert_eq!(serde_json::from_str::<Args>(&stored).unwrap(), args, "{stored}");

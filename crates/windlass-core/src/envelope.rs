@@ -219,7 +219,9 @@ impl Envelope {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEnvelope {
     /// Its arguments are too large.
-    #[error("arguments of `{name}` take {size} bytes, the limit is {max}; store the data elsewhere and send a reference")]
+    #[error(
+        "arguments of `{name}` take {size} bytes, the limit is {max}; store the data elsewhere and send a reference"
+    )]
     ArgsTooLarge {
         /// The task.
         name: TaskName,
@@ -421,7 +423,8 @@ mod tests {
     use super::*;
 
     fn full() -> Envelope {
-        let mut envelope = Envelope::new(TaskName::known("mail"), QueueName::known("email"), Args::parse(r#"{"a":1}"#).unwrap());
+        let mut envelope =
+            Envelope::new(TaskName::known("mail"), QueueName::known("email"), Args::parse(r#"{"a":1}"#).unwrap());
         envelope.priority = Priority::HIGH;
         envelope.due = Due::At(Timestamp::from_secs(1_800_000_000));
         envelope.expires = Some(Timestamp::from_micros(1_900_000_000_123_456));
@@ -440,7 +443,14 @@ mod tests {
     fn an_envelope_survives_storage() {
         let envelope = full();
         let body = envelope.to_body();
-        let back = Envelope::from_body(envelope.id.clone(), envelope.name.clone(), envelope.queue.clone(), envelope.priority, &body).unwrap();
+        let back = Envelope::from_body(
+            envelope.id.clone(),
+            envelope.name.clone(),
+            envelope.queue.clone(),
+            envelope.priority,
+            &body,
+        )
+        .unwrap();
         assert_eq!(back, Envelope { due: Due::Now, ..envelope.clone() }, "the store keeps the due time itself");
         let whole = serde_json::to_string(&envelope).unwrap();
         assert_eq!(serde_json::from_str::<Envelope>(&whole).unwrap(), envelope);
@@ -454,7 +464,13 @@ mod tests {
 
     #[test]
     fn a_body_of_a_newer_version_is_refused_by_name() {
-        let read = Envelope::from_body(TaskId::random(), TaskName::known("x"), QueueName::default(), Priority::NORMAL, r#"{"v":2}"#);
+        let read = Envelope::from_body(
+            TaskId::random(),
+            TaskName::known("x"),
+            QueueName::default(),
+            Priority::NORMAL,
+            r#"{"v":2}"#,
+        );
         assert_eq!(read, Err(InvalidBody::Newer(2)));
     }
 

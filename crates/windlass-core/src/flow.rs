@@ -341,13 +341,19 @@ impl Flow {
     fn check_inside(&self, now: Timestamp, depth: usize, bytes: &mut usize) -> Result<(), InvalidEnvelope> {
         let refuse = |text: String| Err(InvalidEnvelope::Flow(text));
         if self.then.len() > STEPS_MAX {
-            return refuse(format!("a workflow has {} steps after one task, the limit is {STEPS_MAX}", self.then.len()));
+            return refuse(format!(
+                "a workflow has {} steps after one task, the limit is {STEPS_MAX}",
+                self.then.len()
+            ));
         }
         let mut groups = depth;
         for step in &self.then {
             match step {
                 Step::Task(task) if task.flow.is_some() => {
-                    return refuse(format!("the step `{}` has steps of its own: put them into the same chain", task.name));
+                    return refuse(format!(
+                        "the step `{}` has steps of its own: put them into the same chain",
+                        task.name
+                    ));
                 }
                 Step::Task(task) => check_task(task, now, groups, bytes)?,
                 Step::Group(group) => {
@@ -497,7 +503,11 @@ mod tests {
     #[test]
     fn a_step_that_gives_up_starts_the_error_handlers_and_fails_its_group() {
         let member = Member { group: GroupId::random(), index: 0 };
-        let flow = Flow { then: vec![Step::Task(Box::new(task("b")))], otherwise: vec![task("mend")], member: Some(member.clone()) };
+        let flow = Flow {
+            then: vec![Step::Task(Box::new(task("b")))],
+            otherwise: vec![task("mend")],
+            member: Some(member.clone()),
+        };
         let first = Envelope { flow: Some(Box::new(flow)), ..task("a") };
         let follow = follow(&first, &dead());
         assert_eq!(names(&follow.push), ["mend"]);

@@ -310,7 +310,8 @@ pub fn decide(policy: &RetryPolicy, attempt: Attempt, outcome: Outcome) -> Verdi
         Outcome::Error(TaskError::Snooze { after }) => later(after, Spent::No, None),
         Outcome::Panicked(message) => retry(policy, attempt, Failure::new("panic", message), None),
         Outcome::TimedOut { limit } => {
-            let failure = Failure::new("timeout", format_args!("ran longer than its hard limit of {}", format_duration(limit)));
+            let failure =
+                Failure::new("timeout", format_args!("ran longer than its hard limit of {}", format_duration(limit)));
             retry(policy, attempt, failure, None)
         }
         Outcome::Malformed(message) => {
@@ -368,7 +369,18 @@ mod tests {
             let backoff: Backoff = text.parse().unwrap();
             assert_eq!(backoff.to_string(), text);
         }
-        for text in ["", "x", "5", "60s * 2", "60s * 1^n", "60s * 2^n up", "60s * 2^n up to", "60s ** n", "1s,", "1s * 99999999999^n"] {
+        for text in [
+            "",
+            "x",
+            "5",
+            "60s * 2",
+            "60s * 1^n",
+            "60s * 2^n up",
+            "60s * 2^n up to",
+            "60s ** n",
+            "1s,",
+            "1s * 99999999999^n",
+        ] {
             assert!(text.parse::<Backoff>().is_err(), "{text}");
         }
     }
@@ -422,7 +434,10 @@ mod tests {
     fn a_class_on_the_never_list_is_dead_at_once() {
         let policy = RetryPolicy { never: vec!["http_400".into()], ..policy() };
         let error = TaskError::failed("bad request").class("http_400");
-        assert!(matches!(decide(&policy, attempt(1), Outcome::Error(error)), Verdict::Dead { reason: DeadReason::Fatal, .. }));
+        assert!(matches!(
+            decide(&policy, attempt(1), Outcome::Error(error)),
+            Verdict::Dead { reason: DeadReason::Fatal, .. }
+        ));
         assert!(matches!(decide(&policy, attempt(1), failed()), Verdict::Again { .. }));
     }
 

@@ -132,15 +132,8 @@ pub enum DeadReason {
 
 impl DeadReason {
     /// Every reason.
-    pub const ALL: [Self; 7] = [
-        Self::AttemptsUsedUp,
-        Self::Fatal,
-        Self::Malformed,
-        Self::Unknown,
-        Self::Poison,
-        Self::TooOld,
-        Self::Upstream,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::AttemptsUsedUp, Self::Fatal, Self::Malformed, Self::Unknown, Self::Poison, Self::TooOld, Self::Upstream];
 
     /// The reason as listings and metrics write it.
     pub const fn as_str(self) -> &'static str {

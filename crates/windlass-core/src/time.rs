@@ -3,7 +3,7 @@
 //! The engine reads the time only through [`Clock`]. Timers run on tokio's monotonic clock, so a jump of the wall clock
 //! moves neither renewals nor time limits; leases are measured by the store.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::ops::{Add, Sub};
 use std::str::FromStr;
 use std::time::Duration;
@@ -215,11 +215,17 @@ pub fn format_duration(duration: Duration) -> String {
     }
     let mut rest = micros;
     let mut text = String::new();
-    for (unit, size) in
-        [("d", 86_400_000_000_u128), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)]
-    {
+    for (unit, size) in [
+        ("d", 86_400_000_000_u128),
+        ("h", 3_600_000_000),
+        ("m", 60_000_000),
+        ("s", 1_000_000),
+        ("ms", 1_000),
+        ("us", 1),
+    ] {
         if rest >= size {
-            text.push_str(&format!("{}{unit}", rest / size));
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{}{unit}", rest / size);
             rest %= size;
         }
     }
@@ -255,7 +261,7 @@ pub mod duration_text {
         ///
         /// # Errors
         /// Those of the serializer.
-        #[expect(clippy::ref_option, reason = "the shape that serde calls")]
+        #[allow(clippy::ref_option, reason = "the shape that serde calls")]
         pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
             match duration {
                 Some(duration) => serializer.serialize_str(&format_duration(*duration)),

@@ -134,7 +134,10 @@ impl Filter {
             && (self.queues.is_empty() || self.queues.contains(&envelope.queue))
             && (self.names.is_empty() || self.names.contains(&envelope.name))
             && self.key.as_ref().is_none_or(|key| envelope.key.as_ref() == Some(key))
-            && self.workflow.as_ref().is_none_or(|workflow| envelope.workflow.as_ref() == Some(workflow) || envelope.id == *workflow)
+            && self
+                .workflow
+                .as_ref()
+                .is_none_or(|workflow| envelope.workflow.as_ref() == Some(workflow) || envelope.id == *workflow)
             && self.reason.is_none_or(|reason| record.reason == Some(reason))
             && self.since.is_none_or(|since| record.enqueued_at >= since)
             && self.until.is_none_or(|until| record.enqueued_at < until)
@@ -433,14 +436,9 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self {
-            finished: Duration::from_secs(3600),
-            finished_max: 100_000,
-            dead: Duration::from_secs(30 * 86_400),
-        }
+        Self { finished: Duration::from_secs(3600), finished_max: 100_000, dead: Duration::from_secs(30 * 86_400) }
     }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -457,7 +455,9 @@ mod tests {
 
     #[test]
     fn a_filter_that_cannot_be_read_says_which_word() {
-        for (text, part) in [("dead", "`dead` is not part"), ("state:gone", "unknown state `gone`"), ("colour:red", "`colour:red`")] {
+        for (text, part) in
+            [("dead", "`dead` is not part"), ("state:gone", "unknown state `gone`"), ("colour:red", "`colour:red`")]
+        {
             let error = text.parse::<Filter>().unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
@@ -468,7 +468,10 @@ mod tests {
         let mut history = Vec::new();
         for number in 1..=HISTORY_MAX as u32 + 1 {
             let failure = Failure::new("x", "y");
-            remember_attempt(&mut history, AttemptRecord { number, node: None, started_at: None, ended_at: Timestamp::MIN, failure });
+            remember_attempt(
+                &mut history,
+                AttemptRecord { number, node: None, started_at: None, ended_at: Timestamp::MIN, failure },
+            );
         }
         assert_eq!((history.len(), history[0].number), (HISTORY_MAX, 2));
     }

@@ -53,14 +53,17 @@
 //! An interval ([`Spec::Every`]) counts real time from its anchor and knows no zone.
 
 mod cron;
+mod definition;
 mod parse;
 mod policy;
+pub mod runner;
 mod spec;
 mod walk;
 mod words;
 mod zone;
 
 pub use cron::{CRON_BYTES_MAX, Cron, CronError, Dialect, Field, UnknownDialect};
+pub use definition::{InvalidSchedule, Origin, SCHEDULE_ID_BYTES_MAX, Schedule, When, cron, every, once};
 pub use policy::{Due, FIRE_MAX, JITTER_MAX, Jitter, MISSED_COUNT_MAX, Missed, MissedPolicy, ON_TIME, Overlap, due};
 pub use spec::{PERIOD_MAX, PERIOD_MIN, PREVIEW_MAX, Period, Spec, SpecError};
 pub use zone::{UnknownZone, Zone};

@@ -1,0 +1,194 @@
+//! What happens in a worker, as it happens. Metrics, log lines and live pages are listeners.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::Settlement;
+use crate::call::Call;
+use crate::state::Verdict;
+use crate::view::NodePhase;
+use crate::{ScheduleId, StoreError, TaskId, Timestamp};
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// An attempt was claimed and starts.
+    Started(Arc<Call>),
+    /// An attempt ended and the store has answered.
+    Settled {
+        /// The attempt.
+        call: Arc<Call>,
+        /// How it ended.
+        verdict: Verdict,
+        /// How long the handler ran.
+        ran: Duration,
+        /// Whether it counts.
+        settlement: Settlement,
+    },
+    /// Another node has the task: whatever this attempt says does not count.
+    LeaseLost(Arc<Call>),
+    /// A handler does not end although its hard limit has passed: it blocks its thread.
+    Stuck(Arc<Call>),
+    /// The node begins or ends a part of its life.
+    Phase(NodePhase),
+    /// The store failed at this; it is tried again after `again_in`.
+    StoreFailed {
+        /// At what: `claim`, `settle` and so on.
+        operation: &'static str,
+        /// Why.
+        error: StoreError,
+        /// When it is tried again.
+        again_in: Duration,
+    },
+    /// Tasks whose lease had run out were returned to their queues by this node.
+    Rescued {
+        /// How many.
+        count: u64,
+    },
+    /// Tasks ended without a holder: poison, parked for too long, too late.
+    EndedByStore {
+        /// How many.
+        count: u64,
+    },
+    /// A schedule pushed a task.
+    ScheduleFired {
+        /// Which.
+        schedule: ScheduleId,
+        /// For which planned instant.
+        slot: Timestamp,
+        /// The task.
+        task: TaskId,
+        /// How long after its instant.
+        late: Duration,
+    },
+    /// A schedule left slots out, as its policies say.
+    ScheduleMissed {
+        /// Which.
+        schedule: ScheduleId,
+        /// How many.
+        count: u64,
+        /// Why.
+        why: &'static str,
+    },
+}
+
+/// Hears of everything. Called on the engine's thread: it must not block.
+pub trait Listener: Send + Sync {
+    /// Something happened.
+    fn on_event(&self, event: &Event);
+}
+
+/// Writes what happened to the log: one line an event, with fields, without arguments and results.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Log;
+
+impl Listener for Log {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::Started(call) => tracing::debug!(
+                event = "task_started",
+                task_name = %call.envelope.name,
+                task_id = %call.id(),
+                queue = %call.envelope.queue,
+                attempt = call.attempt,
+                "task started"
+            ),
+            Event::Settled { call, verdict, ran, settlement } => log_settled(call, verdict, *ran, *settlement),
+            Event::LeaseLost(call) => tracing::warn!(
+                event = "lease_lost",
+                task_name = %call.envelope.name,
+                task_id = %call.id(),
+                attempt = call.attempt,
+                "lease lost: another node runs the task"
+            ),
+            Event::Stuck(call) => tracing::error!(
+                event = "task_stuck",
+                task_name = %call.envelope.name,
+                task_id = %call.id(),
+                attempt = call.attempt,
+                "handler blocks its thread beyond its hard limit: register it with `blocking_task`"
+            ),
+            Event::Phase(NodePhase::Running) => tracing::info!(event = "worker_ready", "worker ready"),
+            Event::Phase(NodePhase::Quiet) => tracing::info!(event = "worker_quiet", "worker takes no more tasks"),
+            Event::Phase(NodePhase::Stopping) => {
+                tracing::info!(event = "worker_draining", "worker finishes what it has");
+            }
+            Event::Phase(NodePhase::Stopped) => tracing::info!(event = "worker_stopped", "worker stopped"),
+            Event::StoreFailed { operation, error, again_in } => tracing::warn!(
+                event = "store_failed",
+                operation,
+                error = %error,
+                again_in_ms = again_in.as_millis() as u64,
+                "store failed"
+            ),
+            Event::Rescued { count } => {
+                tracing::warn!(event = "tasks_rescued", count, "tasks of a lost worker are ready again");
+            }
+            Event::EndedByStore { count } => {
+                tracing::warn!(event = "tasks_ended", count, "tasks ended without a worker: see their reasons");
+            }
+            Event::ScheduleFired { schedule, slot, task, late } => tracing::info!(
+                event = "schedule_fired",
+                schedule_id = %schedule,
+                slot = %slot,
+                task_id = %task,
+                late_ms = late.as_millis() as u64,
+                "schedule fired"
+            ),
+            Event::ScheduleMissed { schedule, count, why } => {
+                tracing::warn!(event = "schedule_missed", schedule_id = %schedule, count, why, "slots left out");
+            }
+        }
+    }
+}
+
+fn log_settled(call: &Call, verdict: &Verdict, ran: Duration, settlement: Settlement) {
+    macro_rules! line {
+        ($level:ident, $event:literal, $message:literal $(, $($field:tt)*)?) => {
+            tracing::$level!(
+                event = $event,
+                task_name = %call.envelope.name,
+                task_id = %call.id(),
+                queue = %call.envelope.queue,
+                attempt = call.attempt,
+                duration_ms = ran.as_millis() as u64,
+                wait_ms = call.started_at.since(call.ready_at).as_millis() as u64,
+                $($($field)*,)?
+                $message
+            )
+        };
+    }
+    if settlement == Settlement::Stale {
+        return line!(
+            warn,
+            "task_stale",
+            "attempt does not count: it was settled before, or another node has the task"
+        );
+    }
+    match verdict {
+        Verdict::Succeeded { .. } => line!(debug, "task_succeeded", "task succeeded"),
+        Verdict::Again { failure: Some(failure), after, .. } => line!(
+            warn,
+            "task_retried",
+            "task failed, it runs again",
+            error_type = %failure.class,
+            error = %failure.message,
+            again_in_ms = after.as_millis() as u64
+        ),
+        Verdict::Again { failure: None, after, .. } => {
+            line!(debug, "task_snoozed", "task runs again later", again_in_ms = after.as_millis() as u64);
+        }
+        Verdict::Dead { reason, failure } => line!(
+            error,
+            "task_dead",
+            "task gave up",
+            reason = %reason,
+            error_type = %failure.class,
+            error = %failure.message
+        ),
+        Verdict::Cancelled => line!(info, "task_cancelled", "task cancelled"),
+        Verdict::Expired => line!(info, "task_expired", "task was not started in time"),
+        Verdict::Released => line!(info, "task_released", "task given back"),
+        Verdict::Parked => line!(warn, "task_parked", "no handler of this name here: it waits for a node that has one"),
+    }
+}

@@ -1,0 +1,307 @@
+//! What an application consists of: its tasks with their handlers, its schedules, its middleware and its state.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use crate::call::{Call, Cx};
+use crate::error::{BoxError, TaskError};
+use crate::middleware::Middleware;
+use crate::retry::Outcome;
+use crate::schedule::{Schedule, When};
+use crate::task::{Definition, Task};
+use crate::{Envelope, Json, TaskName, Timestamp};
+
+/// An application, built up and then handed to the command line or to a worker.
+///
+/// ```
+/// # extern crate windlass_core as windlass;
+/// use serde::{Deserialize, Serialize};
+/// use windlass_core::{App, Task, TaskError, call::Cx};
+///
+/// /// Adds two numbers.
+/// #[derive(Task, Serialize, Deserialize)]
+/// #[task(output = i64)]
+/// struct Add { a: i64, b: i64 }
+///
+/// async fn add(task: Add, _cx: Cx) -> Result<i64, TaskError> {
+///     Ok(task.a + task.b)
+/// }
+///
+/// let app = App::new("calculator").task(add);
+/// assert_eq!(app.definitions().next().unwrap().name.as_str(), "add");
+/// ```
+pub struct App<S = ()> {
+    name: String,
+    state: BoxFuture<'static, Result<S, BoxError>>,
+    tasks: Vec<(&'static Definition, Bind<S>)>,
+    schedules: Vec<Result<Schedule, String>>,
+    middleware: Vec<Arc<dyn Middleware>>,
+}
+
+/// Joins a handler with the state, once that exists.
+type Bind<S> = Box<dyn FnOnce(&Arc<S>) -> Run + Send>;
+type Run = Box<dyn Fn(Arc<Call>) -> BoxFuture<'static, Outcome> + Send + Sync>;
+
+impl App<()> {
+    /// An application without state.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: std::future::ready(Ok(())).boxed(),
+            tasks: Vec::new(),
+            schedules: Vec::new(),
+            middleware: Vec::new(),
+        }
+    }
+
+    /// Sets what makes the state that every handler gets: connections, clients, settings. It runs when a worker starts,
+    /// never for a producer. Comes before the tasks.
+    pub fn state<S, F, Fut, E>(self, make: F) -> App<S>
+    where
+        S: Send + Sync + 'static,
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<S, E>> + Send,
+        E: Into<BoxError>,
+    {
+        assert!(self.tasks.is_empty(), "`App::state` comes before the tasks that use it");
+        let state = async move { make().await.map_err(Into::into) }.boxed();
+        App { name: self.name, state, tasks: Vec::new(), schedules: self.schedules, middleware: self.middleware }
+    }
+}
+
+impl<S: Send + Sync + 'static> App<S> {
+    /// Registers the handler of a task.
+    #[must_use]
+    pub fn task<T, F, Fut>(mut self, handler: F) -> Self
+    where
+        T: Task,
+        F: Fn(T, Cx<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T::Output, TaskError>> + Send + 'static,
+    {
+        let definition = T::definition();
+        let bind: Bind<S> = Box::new(move |state| {
+            let (state, handler) = (Arc::clone(state), Arc::new(handler));
+            Box::new(move |call| {
+                let task = match decode::<T>(definition, &call) {
+                    Ok(task) => task,
+                    Err(outcome) => return std::future::ready(outcome).boxed(),
+                };
+                let (cx, handler) = (Cx::new(call, Arc::clone(&state)), Arc::clone(&handler));
+                // The handler is called inside of the future, so that a panic before its first await is caught as well.
+                async move { outcome_of(handler(task, cx).await) }.boxed()
+            })
+        });
+        self.tasks.push((definition, bind));
+        self
+    }
+
+    /// Registers a handler that blocks or computes: it runs on a thread of its own kind, so that it holds up nobody else.
+    ///
+    /// At its hard limit the attempt is over, but its thread runs on until the handler returns and keeps its slot: watch
+    /// [`Call::stop_reason`] in loops.
+    #[must_use]
+    pub fn blocking_task<T, F>(mut self, handler: F) -> Self
+    where
+        T: Task,
+        F: Fn(T, Cx<S>) -> Result<T::Output, TaskError> + Send + Sync + 'static,
+    {
+        let definition = T::definition();
+        let bind: Bind<S> = Box::new(move |state| {
+            let (state, handler) = (Arc::clone(state), Arc::new(handler));
+            Box::new(move |call| {
+                let task = match decode::<T>(definition, &call) {
+                    Ok(task) => task,
+                    Err(outcome) => return std::future::ready(outcome).boxed(),
+                };
+                let (cx, handler) = (Cx::new(call, Arc::clone(&state)), Arc::clone(&handler));
+                async move {
+                    match tokio::task::spawn_blocking(move || handler(task, cx)).await {
+                        Ok(result) => outcome_of(result),
+                        Err(error) if error.is_panic() => Outcome::Panicked(panic_text(&*error.into_panic())),
+                        Err(_) => Outcome::Released,
+                    }
+                }
+                .boxed()
+            })
+        });
+        self.tasks.push((definition, bind));
+        self
+    }
+
+    /// Adds middleware around what is inside of it: the first one added is the outermost.
+    #[must_use]
+    pub fn middleware(mut self, middleware: impl Middleware + 'static) -> Self {
+        self.middleware.push(Arc::new(middleware));
+        self
+    }
+
+    /// Declares a schedule. Changing it here changes it in the store when a node starts; removing it here leaves it there,
+    /// until `schedule remove`.
+    #[must_use]
+    pub fn schedule<T: Task>(mut self, id: &str, when: impl Into<When>, task: T) -> Self {
+        let schedule = Envelope::of(&task, Timestamp::MIN)
+            .map_err(|error| error.to_string())
+            .and_then(|template| when.into().schedule(id, template).map_err(|error| error.to_string()));
+        self.schedules.push(schedule.map_err(|error| format!("schedule `{id}`: {error}")));
+        self
+    }
+
+    /// The name of the application.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Every task, in the order of registration.
+    pub fn definitions(&self) -> impl Iterator<Item = &'static Definition> {
+        self.tasks.iter().map(|(definition, _)| *definition)
+    }
+
+    /// Makes the state and binds the handlers to it.
+    ///
+    /// # Errors
+    /// [`BuildError`] when the state cannot be made, and with every mistake in the registrations at once.
+    pub async fn build(self) -> Result<Registry, BuildError> {
+        let mut mistakes = Vec::new();
+        let mut schedules: Vec<Schedule> = Vec::new();
+        for schedule in self.schedules {
+            match schedule {
+                Ok(schedule) if schedules.iter().any(|other| other.id == schedule.id) => {
+                    mistakes.push(format!("schedule `{}` is declared twice", schedule.id));
+                }
+                Ok(schedule) => schedules.push(schedule),
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
+        let names: Vec<&TaskName> = self.tasks.iter().map(|(definition, _)| &definition.name).collect();
+        for (index, name) in names.iter().enumerate() {
+            if names[..index].contains(name) {
+                mistakes.push(format!("task `{name}` is registered twice"));
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(BuildError::Mistakes(mistakes));
+        }
+        let state = Arc::new(self.state.await.map_err(BuildError::State)?);
+        let bound = self
+            .tasks
+            .into_iter()
+            .map(|(definition, bind)| (definition.name.clone(), Entry { definition, run: bind(&state) }));
+        Ok(Registry { name: self.name, entries: bound.collect(), schedules, middleware: self.middleware.into() })
+    }
+}
+
+impl<S> fmt::Debug for App<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "App({}, {} tasks)", self.name, self.tasks.len())
+    }
+}
+
+/// Why an application cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// What `App::state` was given failed.
+    #[error("the application's state cannot be made: {0}")]
+    State(#[source] BoxError),
+    /// The registrations contradict each other.
+    #[error("the application is declared wrongly: {}", .0.join("; "))]
+    Mistakes(Vec<String>),
+}
+
+/// Every task of an application with its handler, bound to its state.
+pub struct Registry {
+    name: String,
+    entries: BTreeMap<TaskName, Entry>,
+    schedules: Vec<Schedule>,
+    middleware: Arc<[Arc<dyn Middleware>]>,
+}
+
+impl Registry {
+    /// The name of the application.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The task of this name.
+    pub fn entry(&self, name: &TaskName) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    /// The names of all tasks, sorted.
+    pub fn names(&self) -> Vec<TaskName> {
+        self.entries.keys().cloned().collect()
+    }
+
+    /// The declared schedules.
+    pub fn schedules(&self) -> &[Schedule] {
+        &self.schedules
+    }
+
+    /// The middleware, outermost first.
+    pub fn middleware(&self) -> &Arc<[Arc<dyn Middleware>]> {
+        &self.middleware
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("name", &self.name).field("tasks", &self.names()).finish_non_exhaustive()
+    }
+}
+
+/// A task with its handler.
+pub struct Entry {
+    definition: &'static Definition,
+    run: Run,
+}
+
+impl Entry {
+    /// What is known of the task.
+    pub fn definition(&self) -> &'static Definition {
+        self.definition
+    }
+
+    /// Decodes the arguments and runs the handler.
+    pub(crate) fn run(&self, call: Arc<Call>) -> BoxFuture<'static, Outcome> {
+        (self.run)(call)
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({})", self.definition.name)
+    }
+}
+
+fn decode<T: Task>(definition: &Definition, call: &Call) -> Result<T, Outcome> {
+    let envelope = &call.envelope;
+    envelope
+        .args
+        .decode(definition.fields.named(), &envelope.feed, envelope.input.as_ref())
+        .map_err(|error| Outcome::Malformed(error.to_string()))
+}
+
+fn outcome_of<O: serde::Serialize>(result: Result<O, TaskError>) -> Outcome {
+    match result {
+        Ok(output) => match Json::of(&output) {
+            Ok(json) => Outcome::Done(json),
+            Err(error) => Outcome::Error(TaskError::fatal(format_args!("the result cannot be stored: {error}"))),
+        },
+        Err(error) => Outcome::Error(error),
+    }
+}
+
+/// The text of a panic.
+pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "the panic carried no text".to_owned()
+    }
+}

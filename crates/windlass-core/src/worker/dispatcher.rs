@@ -1,0 +1,731 @@
+//! The dispatcher: decides what a worker does next. One task, from `.enqueue()` to settled, is a straight line:
+//!
+//! ```text
+//! producer   1  client.enqueue(SendEmail { .. })         client.rs      builder: .delay() .at() .priority() .unique() .key() .then()
+//!            2  Envelope::of(&task, now)                 task.rs        pure
+//!            3  middleware.on_push(&mut envelope)        middleware.rs  trace context, tenant
+//!            4  backend.push(&push)                      a driver       durable when this returns
+//! worker     5  next_event()                             mod.rs         select over a closed `enum Event`
+//!            6  backend.claim(&demand)                   a driver       spawned, answers by an event; long-polls
+//!            7  Dispatcher::start(claims)                here           registers the receipt, hands the batch to the executor
+//!            8  executor::run(call)                      executor.rs    soft limit = asked to end, hard limit = dropped, panic caught
+//!            9  Next::run() -> handler                   middleware.rs, registry.rs   arguments decoded here; failure = dead letter, not a crash
+//!           10  retry::decide(policy, attempt, outcome)  retry.rs       pure
+//!           11  flow::follow(&envelope, &verdict)        flow.rs        pure: next step, or arrival at a group
+//!           12  Dispatcher::settle()                     here           batches what ended since the last settle: no timer
+//!           13  backend.settle(&[settled])               a driver       one atomic step; Stale if the lease was lost; repeated until answered
+//!           14  listener.on_event(&Settled { .. })       event.rs       metrics, log line, dashboard
+//! ```
+//!
+//! [`Dispatcher::step`] is pure: an event and the time go in, effects come out. The loop in `mod.rs` performs them. At most
+//! one claim and one settle are in flight, so batches form by themselves: what ends while a settle is on its way is the
+//! next batch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::executor::{self, Finished};
+use super::{Settings, ShutdownStep};
+use crate::backend::{BATCH_MAX, Claim, Demand, Order, Renewal, Renewed, Settled, Settlement, Ticked};
+use crate::call::{Call, StopReason, Surroundings};
+use crate::error::Failure;
+use crate::event::Event as Told;
+use crate::flow::Follow;
+use crate::registry::Registry;
+use crate::retry::Outcome;
+use crate::state::{DeadReason, Verdict};
+use crate::view::{NodeInfo, NodePhase};
+use crate::{NodeId, QueueName, StoreError, TaskName};
+
+/// How often housekeeping runs, and orders and cancellations are heard.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the node says that it is alive, and for how long that holds.
+const BEAT: Duration = Duration::from_secs(5);
+const BEAT_TTL: Duration = Duration::from_secs(20);
+/// How long a claim waits at the store before it answers with nothing.
+const CLAIM_WAIT: Duration = Duration::from_secs(10);
+/// After a store failed: the first wait, which doubles, and the longest.
+const AGAIN: Duration = Duration::from_millis(50);
+const AGAIN_MAX: Duration = Duration::from_secs(5);
+/// A handler that still runs this long after its hard limit blocks its thread; the dispatcher speaks for it.
+const OVERDUE: Duration = Duration::from_secs(1);
+/// Nothing more is claimed while this many attempts wait to be settled.
+const UNSETTLED_MAX: usize = 2 * BATCH_MAX;
+/// Names that this node does not know, as far as it remembers them.
+const EXCEPT_MAX: usize = 100;
+/// How long handlers may take to end once they have been asked to because the worker stops.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long a worker that stops tries to settle after its last handler is gone.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What can happen to a dispatcher.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Claimed(Result<Vec<Claim>, StoreError>),
+    Finished(Vec<Finished>),
+    Settled {
+        batch: Batch,
+        answer: Result<Vec<Settlement>, StoreError>,
+    },
+    Renewed {
+        slots: Vec<usize>,
+        answer: Result<Vec<Renewed>, StoreError>,
+    },
+    Ticked(Result<Ticked, StoreError>),
+    Beaten(Result<(), StoreError>),
+    /// The time that [`Dispatcher::wake_at`] named has come.
+    Woken,
+    Shutdown(ShutdownStep),
+}
+
+/// What the loop does for a dispatcher.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    Claim(Demand),
+    Start(Vec<Arc<Call>>),
+    Settle(Batch),
+    Renew {
+        renewals: Vec<Renewal>,
+        slots: Vec<usize>,
+    },
+    Tick,
+    Beat(Box<NodeInfo>, Duration),
+    Tell(Told),
+    /// The earliest next slot of all schedules, for the schedule runner.
+    NextSlot(Option<crate::Timestamp>),
+    Leave,
+}
+
+/// Attempts that are settled together.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) settled: Vec<Settled>,
+    /// For each of them: where it is held, and how long its handler ran.
+    places: Vec<(usize, Duration)>,
+}
+
+/// An attempt that this node holds: from the claim until it is settled *and* its handler is gone.
+#[derive(Debug)]
+struct Held {
+    call: Arc<Call>,
+    handler: Handler,
+    ending: Ending,
+    renewed_at: Instant,
+    /// When the handler blocks its thread, if it still runs.
+    overdue_at: Instant,
+    /// When it is dropped after it was asked to end.
+    drop_at: Option<(Instant, StopReason)>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Handler {
+    Running,
+    Gone,
+}
+
+#[derive(Debug)]
+enum Ending {
+    /// Nobody knows yet how it ends.
+    Open,
+    /// It waits for the next settle.
+    Ended(Verdict, Follow, Duration),
+    /// A settle is on its way.
+    Settling,
+    /// The store has answered, or the task belongs to somebody else.
+    Over,
+}
+
+/// What a worker knows and decides. See the top of the file.
+#[derive(Debug)]
+pub(crate) struct Dispatcher {
+    settings: Settings,
+    surroundings: Arc<Surroundings>,
+    registry: Arc<Registry>,
+    info: NodeInfo,
+    phase: NodePhase,
+    /// Handlers that run, at most; an order may change it.
+    slots: usize,
+    busy: usize,
+    held: Vec<Option<Held>>,
+    vacant: Vec<usize>,
+    /// Where attempts are held that wait for the next settle, in the order in which they ended.
+    unsettled: Vec<usize>,
+    /// Batches that the store failed to settle, to be repeated as they are.
+    repeat: Vec<Batch>,
+    except: Vec<TaskName>,
+    /// Ends the waiting of the claim in flight.
+    claiming: Option<CancellationToken>,
+    settling: bool,
+    renewing: bool,
+    ticking: bool,
+    beating: bool,
+    claim_again: Backoff,
+    settle_again: Backoff,
+    tick_at: Instant,
+    beat_at: Instant,
+    watch_at: Instant,
+    /// When a worker that stops asks its handlers to end, and when it leaves whatever happens.
+    ask_at: Option<Instant>,
+    leave_at: Option<Instant>,
+    dice: fastrand::Rng,
+}
+
+/// The wait after a failure.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl Backoff {
+    fn failed(&mut self, now: Instant) -> Duration {
+        let wait = AGAIN.saturating_mul(1 << self.failures.min(10)).min(AGAIN_MAX);
+        self.failures += 1;
+        self.until = Some(now + wait);
+        wait
+    }
+
+    fn worked(&mut self) {
+        *self = Self::default();
+    }
+
+    fn waits(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until > now)
+    }
+}
+
+impl Dispatcher {
+    pub(crate) fn new(
+        settings: Settings,
+        surroundings: Arc<Surroundings>,
+        registry: Arc<Registry>,
+        info: NodeInfo,
+        now: Instant,
+    ) -> Self {
+        Self {
+            phase: NodePhase::Running,
+            slots: settings.slots,
+            busy: 0,
+            held: Vec::new(),
+            vacant: Vec::new(),
+            unsettled: Vec::new(),
+            repeat: Vec::new(),
+            except: Vec::new(),
+            claiming: None,
+            settling: false,
+            renewing: false,
+            ticking: false,
+            beating: false,
+            claim_again: Backoff::default(),
+            settle_again: Backoff::default(),
+            tick_at: now,
+            beat_at: now,
+            watch_at: now + TICK,
+            ask_at: None,
+            leave_at: None,
+            dice: fastrand::Rng::with_seed(settings.seed),
+            settings,
+            surroundings,
+            registry,
+            info,
+        }
+    }
+
+    /// Decides what follows from an event.
+    pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Claimed(answer) => self.claimed(answer, now, &mut effects),
+            Event::Finished(finished) => self.finished(finished),
+            Event::Settled { batch, answer } => self.settled(batch, answer, now, &mut effects),
+            Event::Renewed { slots, answer } => self.renewed(&slots, answer, now, &mut effects),
+            Event::Ticked(answer) => self.ticked(answer, now, &mut effects),
+            Event::Beaten(answer) => self.beaten(answer, now, &mut effects),
+            Event::Woken => {}
+            Event::Shutdown(step) => self.shut_down(step, now, &mut effects),
+        }
+        self.look_at_the_time(now, &mut effects);
+        self.settle(now, &mut effects);
+        self.claim(now, &mut effects);
+        if self.phase == NodePhase::Stopping {
+            self.leave(now, &mut effects);
+        }
+        effects
+    }
+
+    /// When [`Event::Woken`] is due.
+    pub(crate) fn wake_at(&self) -> Instant {
+        let again = [&self.claim_again, &self.settle_again].into_iter().filter_map(|backoff| backoff.until);
+        let fixed = [self.tick_at, self.beat_at, self.watch_at].into_iter();
+        let stopping = [self.ask_at, self.leave_at].into_iter().flatten();
+        fixed.chain(again).chain(stopping).min().unwrap_or(self.watch_at)
+    }
+
+    // Claiming and starting.
+
+    fn claim(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let free = self.slots.saturating_sub(self.busy);
+        let unsettled = self.unsettled.len() + self.repeat.iter().map(|batch| batch.settled.len()).sum::<usize>();
+        if self.phase != NodePhase::Running
+            || self.claiming.is_some()
+            || free == 0
+            || unsettled >= UNSETTLED_MAX
+            || self.claim_again.waits(now)
+        {
+            return;
+        }
+        let hush = CancellationToken::new();
+        self.claiming = Some(hush.clone());
+        effects.push(Effect::Claim(Demand {
+            node: self.surroundings.node.clone(),
+            queues: self.queues_in_turn(),
+            max: free.min(BATCH_MAX),
+            lease: self.settings.lease,
+            except: self.except.clone(),
+            wait: CLAIM_WAIT,
+            hush,
+        }));
+    }
+
+    /// The queues in an order that is drawn anew for each claim: a queue of weight 3 comes before one of weight 1 in three
+    /// claims out of four, so that a full queue does not starve the others.
+    fn queues_in_turn(&mut self) -> Vec<QueueName> {
+        let mut left = self.settings.queues.clone();
+        let mut order = Vec::with_capacity(left.len());
+        while left.len() > 1 {
+            let total: u32 = left.iter().map(|(_, weight)| weight).sum();
+            let mut drawn = self.dice.u32(0..total.max(1));
+            let index = left.iter().position(|(_, weight)| {
+                let hit = drawn < *weight;
+                drawn = drawn.saturating_sub(*weight);
+                hit
+            });
+            order.push(left.remove(index.unwrap_or(0)).0);
+        }
+        order.extend(left.into_iter().map(|(queue, _)| queue));
+        order
+    }
+
+    fn claimed(&mut self, answer: Result<Vec<Claim>, StoreError>, now: Instant, effects: &mut Vec<Effect>) {
+        self.claiming = None;
+        match answer {
+            Ok(claims) => {
+                self.claim_again.worked();
+                self.start(claims, now, effects);
+            }
+            Err(error) => {
+                let again_in = self.claim_again.failed(now);
+                effects.push(Effect::Tell(Told::StoreFailed { operation: "claim", error, again_in }));
+            }
+        }
+    }
+
+    /// Step 7 of the main line.
+    fn start(&mut self, claims: Vec<Claim>, now: Instant, effects: &mut Vec<Effect>) {
+        let started_at = self.surroundings.clock.now();
+        let mut calls = Vec::with_capacity(claims.len());
+        for claim in claims {
+            let slot = self.vacant.pop().unwrap_or_else(|| {
+                self.held.push(None);
+                self.held.len() - 1
+            });
+            let call = Arc::new(Call::new(claim, slot, started_at, Arc::clone(&self.surroundings)));
+            let overdue_at = now + executor::hard_limit(&call, &self.registry) + OVERDUE;
+            let mut held = Held {
+                call: Arc::clone(&call),
+                handler: Handler::Running,
+                ending: Ending::Open,
+                renewed_at: now,
+                overdue_at,
+                drop_at: None,
+            };
+            if self.phase == NodePhase::Running {
+                self.busy += 1;
+                effects.push(Effect::Tell(Told::Started(Arc::clone(&call))));
+                calls.push(call);
+            } else {
+                // The claim was on its way when the worker was told to stop.
+                held.handler = Handler::Gone;
+                held.ending = Ending::Ended(Verdict::Released, Follow::default(), Duration::ZERO);
+                self.unsettled.push(slot);
+            }
+            self.held[slot] = Some(held);
+        }
+        if !calls.is_empty() {
+            effects.push(Effect::Start(calls));
+        }
+    }
+
+    // Ending and settling.
+
+    fn finished(&mut self, finished: Vec<Finished>) {
+        for Finished { call, verdict, follow, ran } in finished {
+            let slot = call.slot;
+            let Some(held) = self.held[slot].as_mut().filter(|held| Arc::ptr_eq(&held.call, &call)) else { continue };
+            held.handler = Handler::Gone;
+            self.busy -= 1;
+            if verdict == Verdict::Parked
+                && !self.except.contains(&call.envelope.name)
+                && self.except.len() < EXCEPT_MAX
+            {
+                self.except.push(call.envelope.name.clone());
+            }
+            match held.ending {
+                Ending::Open => {
+                    held.ending = Ending::Ended(verdict, follow, ran);
+                    self.unsettled.push(slot);
+                }
+                // The dispatcher has spoken for it already.
+                Ending::Ended(..) | Ending::Settling => {}
+                Ending::Over => self.forget(slot),
+            }
+        }
+    }
+
+    /// Step 12 of the main line: everything that has ended since the last settle.
+    fn settle(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.settling || self.settle_again.waits(now) {
+            return;
+        }
+        let batch = match self.repeat.pop() {
+            Some(batch) => batch,
+            None => self.next_batch(),
+        };
+        if !batch.settled.is_empty() {
+            self.settling = true;
+            effects.push(Effect::Settle(batch));
+        }
+    }
+
+    fn next_batch(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        let count = self.unsettled.len().min(BATCH_MAX);
+        for slot in self.unsettled.drain(..count) {
+            let Some(held) = self.held[slot].as_mut() else { continue };
+            match std::mem::replace(&mut held.ending, Ending::Settling) {
+                Ending::Ended(verdict, follow, ran) => {
+                    batch.settled.push(Settled { receipt: held.call.receipt.clone(), verdict, follow });
+                    batch.places.push((slot, ran));
+                }
+                other @ (Ending::Open | Ending::Settling | Ending::Over) => held.ending = other,
+            }
+        }
+        batch
+    }
+
+    fn settled(
+        &mut self,
+        batch: Batch,
+        answer: Result<Vec<Settlement>, StoreError>,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.settling = false;
+        let settlements = match answer {
+            Ok(settlements) => settlements,
+            Err(error) => return self.settle_failed(batch, error, now, effects),
+        };
+        self.settle_again.worked();
+        debug_assert_eq!(settlements.len(), batch.settled.len(), "one answer for each");
+        for ((settled, (slot, ran)), settlement) in batch.settled.into_iter().zip(batch.places).zip(settlements) {
+            let Some(held) = self.held[slot].as_mut() else { continue };
+            self.info.finished += 1;
+            self.info.failed += u64::from(!matches!(settled.verdict, Verdict::Succeeded { .. }));
+            effects.push(Effect::Tell(Told::Settled {
+                call: Arc::clone(&held.call),
+                verdict: settled.verdict,
+                ran,
+                settlement,
+            }));
+            held.ending = Ending::Over;
+            if held.handler == Handler::Gone {
+                self.forget(slot);
+            }
+        }
+    }
+
+    /// The same receipts are sent again: what the store did the first time, if it did, makes them stale.
+    fn settle_failed(&mut self, batch: Batch, error: StoreError, now: Instant, effects: &mut Vec<Effect>) {
+        match error {
+            StoreError::Rejected(reason) => self.repeat.extend(without_the_refused(batch, &reason)),
+            StoreError::Unreachable(_) | StoreError::Busy(_) | StoreError::NoSpace(_) | StoreError::Broken(_) => {
+                self.repeat.push(batch);
+                let again_in = self.settle_again.failed(now);
+                effects.push(Effect::Tell(Told::StoreFailed { operation: "settle", error, again_in }));
+            }
+        }
+    }
+
+    fn forget(&mut self, slot: usize) {
+        self.held[slot] = None;
+        self.vacant.push(slot);
+    }
+
+    // Keeping what is held.
+
+    fn look_at_the_time(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.ask_at.is_some_and(|ask_at| ask_at <= now) {
+            self.ask_at = None;
+            self.ask_all(StopReason::Shutdown, now + STOP_GRACE);
+            self.leave_at = Some(now + STOP_GRACE + LEAVE_WITHIN);
+        }
+        if self.watch_at <= now {
+            self.watch_at = now + TICK;
+            self.watch_handlers(now, effects);
+            self.renew(now, effects);
+        }
+        if self.tick_at <= now && !self.ticking {
+            self.ticking = true;
+            self.tick_at = now + TICK;
+            effects.push(Effect::Tick);
+        }
+        if self.beat_at <= now && !self.beating {
+            self.beat(now, effects);
+        }
+    }
+
+    /// Drops handlers that were asked to end and did not, and speaks for those that block their thread.
+    fn watch_handlers(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        for slot in 0..self.held.len() {
+            let Some(held) = self.held[slot].as_mut() else { continue };
+            if held.handler == Handler::Gone {
+                continue;
+            }
+            if let Some((drop_at, reason)) = held.drop_at
+                && drop_at <= now
+            {
+                held.call.stop.drop_now(reason);
+                held.overdue_at = held.overdue_at.min(drop_at + OVERDUE);
+            }
+            if held.overdue_at <= now && matches!(held.ending, Ending::Open) {
+                effects.push(Effect::Tell(Told::Stuck(Arc::clone(&held.call))));
+                let outcome = match held.call.stop.dropped() {
+                    Some(StopReason::Cancelled) => Outcome::Cancelled,
+                    Some(StopReason::Shutdown | StopReason::LeaseLost) => Outcome::Released,
+                    Some(StopReason::SoftLimit) | None => {
+                        held.call.stop.drop_now(StopReason::SoftLimit);
+                        Outcome::TimedOut { limit: executor::hard_limit(&held.call, &self.registry) }
+                    }
+                };
+                let ran = self.surroundings.clock.now().since(held.call.started_at);
+                let ended = executor::decide_for(Arc::clone(&held.call), &self.registry, outcome, ran);
+                held.ending = Ending::Ended(ended.verdict, ended.follow, ended.ran);
+                self.unsettled.push(slot);
+            }
+        }
+    }
+
+    /// Renews every lease that a third of has passed; those that wait to be settled as well.
+    fn renew(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.renewing {
+            return;
+        }
+        let (mut renewals, mut slots) = (Vec::new(), Vec::new());
+        for (slot, held) in self.held.iter().enumerate() {
+            let Some(held) = held else { continue };
+            let due = now.saturating_duration_since(held.renewed_at) >= self.settings.lease / 3;
+            let progress = held.call.take_progress();
+            if (due || progress.is_some()) && !matches!(held.ending, Ending::Over) && renewals.len() < BATCH_MAX {
+                renewals.push(Renewal { receipt: held.call.receipt.clone(), progress });
+                slots.push(slot);
+            }
+        }
+        if !renewals.is_empty() {
+            self.renewing = true;
+            effects.push(Effect::Renew { renewals, slots });
+        }
+    }
+
+    fn renewed(
+        &mut self,
+        slots: &[usize],
+        answer: Result<Vec<Renewed>, StoreError>,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.renewing = false;
+        match answer {
+            Ok(renewed) => {
+                for (slot, renewed) in slots.iter().zip(renewed) {
+                    match renewed {
+                        Renewed::Held => self.set_renewed(*slot, now),
+                        Renewed::Cancelled => {
+                            self.set_renewed(*slot, now);
+                            self.cancel(*slot, now);
+                        }
+                        Renewed::Lost => self.lost(*slot, effects),
+                    }
+                }
+            }
+            Err(error) => effects.push(Effect::Tell(Told::StoreFailed { operation: "renew", error, again_in: TICK })),
+        }
+    }
+
+    fn set_renewed(&mut self, slot: usize, now: Instant) {
+        if let Some(held) = &mut self.held[slot] {
+            held.renewed_at = now;
+        }
+    }
+
+    fn cancel(&mut self, slot: usize, now: Instant) {
+        if let Some(held) = &mut self.held[slot]
+            && held.handler == Handler::Running
+            && held.drop_at.is_none()
+        {
+            held.call.stop.ask(StopReason::Cancelled);
+            held.drop_at = Some((now + self.settings.cancel_grace, StopReason::Cancelled));
+        }
+    }
+
+    /// The lease is gone. An attempt whose end is known may have been settled by a request whose answer was lost, so it is
+    /// left to the settle; one that runs belongs to somebody else.
+    fn lost(&mut self, slot: usize, effects: &mut Vec<Effect>) {
+        let Some(held) = &mut self.held[slot] else { return };
+        if matches!(held.ending, Ending::Open) {
+            held.call.stop.drop_now(StopReason::LeaseLost);
+            held.ending = Ending::Over;
+            effects.push(Effect::Tell(Told::LeaseLost(Arc::clone(&held.call))));
+            if held.handler == Handler::Gone {
+                self.forget(slot);
+            }
+        }
+    }
+
+    fn ticked(&mut self, answer: Result<Ticked, StoreError>, now: Instant, effects: &mut Vec<Effect>) {
+        self.ticking = false;
+        let ticked = match answer {
+            Ok(ticked) => ticked,
+            Err(error) => {
+                return effects.push(Effect::Tell(Told::StoreFailed { operation: "tick", error, again_in: TICK }));
+            }
+        };
+        if ticked.rescued > 0 {
+            effects.push(Effect::Tell(Told::Rescued { count: ticked.rescued }));
+        }
+        if ticked.ended > 0 {
+            effects.push(Effect::Tell(Told::EndedByStore { count: ticked.ended }));
+        }
+        effects.push(Effect::NextSlot(ticked.next_slot));
+        for id in &ticked.cancelled {
+            let found = self.held.iter().position(|held| held.as_ref().is_some_and(|held| held.call.id() == id));
+            if let Some(slot) = found {
+                self.cancel(slot, now);
+            }
+        }
+        for order in ticked.orders {
+            self.obey(order, now, effects);
+        }
+    }
+
+    fn beat(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.beating = true;
+        self.beat_at = now + BEAT;
+        let info = NodeInfo { slots: self.slots, busy: self.busy, phase: self.phase, ..self.info.clone() };
+        effects.push(Effect::Beat(Box::new(info), BEAT_TTL));
+    }
+
+    fn beaten(&mut self, answer: Result<(), StoreError>, now: Instant, effects: &mut Vec<Effect>) {
+        self.beating = false;
+        if let Err(error) = answer {
+            let again_in = self.beat_at.saturating_duration_since(now);
+            effects.push(Effect::Tell(Told::StoreFailed { operation: "beat", error, again_in }));
+        }
+        if self.phase == NodePhase::Stopped {
+            effects.push(Effect::Leave);
+        }
+    }
+
+    // Orders and the end.
+
+    fn obey(&mut self, order: Order, now: Instant, effects: &mut Vec<Effect>) {
+        match (order, self.phase) {
+            (Order::Quiet, NodePhase::Running) => self.enter(NodePhase::Quiet, now, effects),
+            (Order::Resume, NodePhase::Quiet) => self.enter(NodePhase::Running, now, effects),
+            (Order::Stop, NodePhase::Running | NodePhase::Quiet) => {
+                self.shut_down(ShutdownStep::Graceful, now, effects);
+            }
+            (Order::Resize(slots), _) => self.slots = slots.min(super::SLOTS_MAX),
+            (Order::Quiet | Order::Resume | Order::Stop, _) => {}
+        }
+    }
+
+    fn enter(&mut self, phase: NodePhase, now: Instant, effects: &mut Vec<Effect>) {
+        self.phase = phase;
+        if phase != NodePhase::Running
+            && let Some(hush) = &self.claiming
+        {
+            hush.cancel();
+        }
+        effects.push(Effect::Tell(Told::Phase(phase)));
+        // The fleet should see it now.
+        self.beat_at = now;
+    }
+
+    /// The three steps: stop claiming and finish; after the grace ask handlers to end; then give back what still runs. A
+    /// second signal takes the last step at once.
+    fn shut_down(&mut self, step: ShutdownStep, now: Instant, effects: &mut Vec<Effect>) {
+        if !matches!(self.phase, NodePhase::Stopping | NodePhase::Stopped) {
+            self.enter(NodePhase::Stopping, now, effects);
+            self.ask_at = Some(now + self.settings.grace);
+        }
+        if step == ShutdownStep::Immediate {
+            self.ask_at = None;
+            self.leave_at = Some(now + LEAVE_WITHIN);
+            self.ask_all(StopReason::Shutdown, now);
+            self.watch_handlers(now, effects);
+        }
+    }
+
+    fn ask_all(&mut self, reason: StopReason, drop_at: Instant) {
+        for held in self.held.iter_mut().flatten().filter(|held| held.handler == Handler::Running) {
+            held.call.stop.ask(reason);
+            held.drop_at = Some(held.drop_at.unwrap_or((drop_at, reason))).map(|(at, why)| (at.min(drop_at), why));
+        }
+    }
+
+    fn leave(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let nothing_held = self.held.iter().flatten().all(|held| matches!(held.ending, Ending::Over));
+        let done = nothing_held && self.claiming.is_none() && !self.settling && self.repeat.is_empty();
+        if done || self.leave_at.is_some_and(|leave_at| leave_at <= now) {
+            self.leave_at = None;
+            self.phase = NodePhase::Stopped;
+            effects.push(Effect::Tell(Told::Phase(NodePhase::Stopped)));
+            self.beat(now, effects);
+        }
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        self.settings.lease
+    }
+
+    pub(crate) fn node(&self) -> &NodeId {
+        &self.surroundings.node
+    }
+
+    /// How many attempts this node holds that are not settled; what is left when it leaves in spite of that.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.held.iter().flatten().filter(|held| !matches!(held.ending, Ending::Over)).count()
+    }
+}
+
+/// One verdict that the store refuses must not hold up the others: each goes alone, and one that is refused alone becomes
+/// a dead letter that says so.
+fn without_the_refused(batch: Batch, reason: &str) -> Vec<Batch> {
+    let alone = batch.settled.len() == 1;
+    let split = batch.settled.into_iter().zip(batch.places);
+    split
+        .map(|(settled, place)| {
+            let settled = if alone { refused(settled, reason) } else { settled };
+            Batch { settled: vec![settled], places: vec![place] }
+        })
+        .collect()
+}
+
+fn refused(settled: Settled, reason: &str) -> Settled {
+    let failure = Failure::new("refused", format_args!("the store refused how the task ended: {reason}"));
+    // A dead letter without anything that follows is as small as a settle can be.
+    Settled { verdict: Verdict::Dead { reason: DeadReason::Fatal, failure }, follow: Follow::default(), ..settled }
+}
