@@ -79,14 +79,22 @@ pub fn text(text: &str) -> String {
     shown
 }
 
-/// Masks the user part of a URL: `postgres://***@db/app`. Other text comes back as it is.
+/// Masks the user part of a URL and its parameters with a secret name: `postgres://***@db/app?password=***`.
+///
+/// Other text comes back as it is.
 pub fn url(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..authority_end].rfind('@') {
-        Some(at) => format!("{scheme}://{MASK}{}", &rest[at..]),
-        None => text.to_owned(),
-    }
+    let rest = match rest[..authority_end].rfind('@') {
+        Some(at) => format!("{MASK}{}", &rest[at..]),
+        None => rest.to_owned(),
+    };
+    let Some((path, query)) = rest.split_once('?') else { return format!("{scheme}://{rest}") };
+    let parameters = query.split('&').map(|parameter| match parameter.split_once('=') {
+        Some((name, value)) if is_secret(name) && !value.is_empty() => format!("{name}={MASK}"),
+        _ => parameter.to_owned(),
+    });
+    format!("{scheme}://{path}?{}", parameters.collect::<Vec<_>>().join("&"))
 }
 
 /// A JSON value with every secret field masked and long texts cut; for listings and pages.
@@ -182,6 +190,19 @@ mod tests {
             ("https://host/a@b", "https://host/a@b"),
         ] {
             assert_eq!(text(given), shown);
+        }
+    }
+
+    #[test]
+    fn secrets_in_urls_are_masked() {
+        for (given, shown) in [
+            ("postgres://user:p@ss@db/app", "postgres://***@db/app"),
+            ("postgres://db/app?sslmode=verify&password=x", "postgres://db/app?sslmode=verify&password=***"),
+            ("redis://u:p@h/0?access_token=a=b&token=", "redis://***@h/0?access_token=***&token="),
+            ("https://host/a@b?to=a@b", "https://host/a@b?to=a@b"),
+            ("tasks.db?password=x", "tasks.db?password=x"),
+        ] {
+            assert_eq!(url(given), shown);
         }
     }
 
