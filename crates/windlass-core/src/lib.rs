@@ -10,6 +10,7 @@ pub mod args;
 pub mod backend;
 pub mod call;
 pub mod client;
+pub mod config;
 pub mod envelope;
 pub mod error;
 pub mod event;
