@@ -11,6 +11,7 @@
 //! | `spelling.rs` | every way to write a key, and suggestions |
 //! | `file.rs`, `dotenv.rs`, `interpolate.rs` | the three formats |
 //! | `sources.rs` | who wins |
+//! | `disk.rs` | the only place that reads anything |
 //!
 //! ```
 //! use windlass_core::config::Sources;
@@ -26,6 +27,7 @@
 //! write a duration from 10ms to 10m, such as 30s, 5m or 1h30m");
 //! ```
 
+mod disk;
 mod dotenv;
 mod file;
 mod interpolate;

@@ -110,6 +110,13 @@ impl Sources {
         self
     }
 
+    /// There is a configuration file, and its content could not be had.
+    pub(super) fn unreadable_file(mut self, problem: Problem) -> Self {
+        self.file_is_unreadable = true;
+        self.report(problem);
+        self
+    }
+
     pub(super) fn report(&mut self, problem: Problem) {
         self.problems.push(problem);
     }
