@@ -1,0 +1,205 @@
+//! Claim and renew.
+//!
+//! A queue's ready tasks are indexed by name and rank: the best tasks of all names that may be taken are merged here. So
+//! a name that is paused, or that its worker does not want now, costs nothing, however many of its tasks wait in front.
+
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use windlass_core::backend::{Demand, Receipt, Renewal, Renewed};
+use windlass_core::view::{PROGRESS_TEXT_BYTES_MAX, Progress};
+use windlass_core::{Priority, QueueName, State, TaskName, Timestamp};
+
+use crate::errors::Fault;
+use crate::rows::{RUNNING, id_of, is_id, optional_text, priority_of, ready_at, to_json};
+use crate::tick;
+use crate::tx::Tx;
+
+/// The most scheduled tasks that a claim makes ready before it takes some; a flood of due tasks is shared among claims.
+const PROMOTE_MAX: usize = 1_000;
+
+/// A claimed task as the writer thread found it; the calling task decodes the body.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) receipt: Receipt,
+    pub(crate) name: TaskName,
+    pub(crate) queue: QueueName,
+    pub(crate) priority: Priority,
+    pub(crate) body: String,
+    pub(crate) attempt: u32,
+    pub(crate) enqueued_at: Timestamp,
+    pub(crate) ready_at: Timestamp,
+}
+
+/// Takes up to `demand.max` tasks.
+pub(crate) fn claim(tx: &mut Tx<'_>, demand: &Demand) -> Result<Vec<Claimed>, Fault> {
+    let mut claimed = Vec::new();
+    loop {
+        let promoted = tick::promote(tx, PROMOTE_MAX)?;
+        for queue in &demand.queues {
+            take_from(tx, demand, queue, &mut claimed)?;
+            if claimed.len() == demand.max {
+                return Ok(claimed);
+            }
+        }
+        // More is due than one round makes ready, and none of it was for this claim.
+        if !claimed.is_empty() || promoted < PROMOTE_MAX {
+            return Ok(claimed);
+        }
+    }
+}
+
+fn take_from(tx: &mut Tx<'_>, demand: &Demand, queue: &QueueName, claimed: &mut Vec<Claimed>) -> Result<(), Fault> {
+    let Some(number) = tx.known_queue(queue)? else { return Ok(()) };
+    if tx.paused()?.queues.contains(&number) {
+        return Ok(());
+    }
+    let mut shut = Vec::with_capacity(demand.except.len());
+    for name in &demand.except {
+        shut.extend(tx.known_name(name)?);
+    }
+    loop {
+        let wanted = demand.max - claimed.len();
+        let best = best_of(tx, number, &shut, wanted)?;
+        let found = best.len();
+        let mut late = 0;
+        for (_, seq) in best {
+            if let Some(task) = take(tx, demand, queue, seq)? {
+                claimed.push(task);
+            } else {
+                tick::expire(tx, seq)?;
+                late += 1;
+            }
+        }
+        // What had expired has made room for others.
+        if late == 0 || found < wanted {
+            return Ok(());
+        }
+    }
+}
+
+/// The `wanted` best ready tasks of a queue, as rank and place, best first.
+///
+/// Each name is read only while it beats the worst of what was found so far: about `wanted * ln(names)` rows in all.
+fn best_of(tx: &mut Tx<'_>, queue: i64, shut: &[i64], wanted: usize) -> Result<Vec<(i64, i64)>, Fault> {
+    let mut names = ready_names(tx.db, queue)?;
+    let paused = tx.paused()?;
+    names.retain(|name| !shut.contains(name) && !paused.names.contains(name));
+    let mut best = BinaryHeap::with_capacity(wanted + 1);
+    let mut select = tx.prepare(
+        "SELECT rank, seq FROM windlass_task WHERE state = 1 AND queue = ?1 AND name = ?2 ORDER BY rank, seq LIMIT ?3",
+    )?;
+    for name in names {
+        let mut rows = select.query(params![queue, name, wanted as i64])?;
+        while let Some(row) = rows.next()? {
+            let candidate: (i64, i64) = (row.get(0)?, row.get(1)?);
+            if best.len() == wanted {
+                if best.peek().is_some_and(|worst| candidate >= *worst) {
+                    break;
+                }
+                best.pop();
+            }
+            best.push(candidate);
+        }
+    }
+    Ok(best.into_sorted_vec())
+}
+
+/// The names that have ready tasks in a queue; one index seek for each.
+pub(crate) fn ready_names(db: &Connection, queue: i64) -> Result<Vec<i64>, Fault> {
+    let mut next = db.prepare_cached(
+        "SELECT name FROM windlass_task WHERE state = 1 AND queue = ?1 AND name > ?2 ORDER BY name LIMIT 1",
+    )?;
+    let mut names = Vec::new();
+    let mut after = 0;
+    while let Some(name) = next.query_row([queue, after], |row| row.get(0)).optional()? {
+        names.push(name);
+        after = name;
+    }
+    Ok(names)
+}
+
+/// Hands one ready task to the node, unless it has expired.
+fn take(tx: &mut Tx<'_>, demand: &Demand, queue: &QueueName, seq: i64) -> Result<Option<Claimed>, Fault> {
+    let now = tx.now_micros();
+    let mut select = tx.prepare(
+        "SELECT id, queue, name, priority, rank, fence, attempt, enqueued_at, expires, body \
+         FROM windlass_task WHERE seq = ?1",
+    )?;
+    let mut rows = select.query([seq])?;
+    let row = rows.next()?.ok_or_else(|| Fault::damaged("index of ready tasks", format_args!("no task {seq}")))?;
+    if row.get::<_, Option<i64>>(8)?.is_some_and(|expires| expires <= now) {
+        return Ok(None);
+    }
+    let priority = priority_of(row.get(3)?)?;
+    let task = Claimed {
+        receipt: Receipt { id: id_of(row.get_ref(0)?)?, fence: row.get::<_, i64>(5)? + 1, row: seq },
+        name: tx.name_word(row.get(2)?)?,
+        queue: queue.clone(),
+        priority,
+        body: match optional_text(row, 9)? {
+            Some(body) => body.to_owned(),
+            None => large_body(tx, seq)?,
+        },
+        attempt: row.get::<_, u32>(6)?.saturating_add(1),
+        enqueued_at: Timestamp::from_micros(row.get(7)?),
+        ready_at: ready_at(row.get(4)?, priority),
+    };
+    tx.count(row.get(1)?, Some(State::Ready), Some(State::Running))?;
+    let lease_until = (tx.now + demand.lease).as_micros();
+    tx.execute(
+        "UPDATE windlass_task SET state = 2, at = ?2, node = ?3, started_at = ?4, fence = ?5, attempt = ?6 \
+         WHERE seq = ?1",
+        params![seq, lease_until, demand.node.as_str(), now, task.receipt.fence, task.attempt],
+    )?;
+    Ok(Some(task))
+}
+
+fn large_body(tx: &Tx<'_>, seq: i64) -> Result<String, Fault> {
+    let body =
+        tx.prepare("SELECT body FROM windlass_large WHERE seq = ?1")?.query_row([seq], |row| row.get(0)).optional()?;
+    // A task whose body is gone is claimed with an empty one: the caller cannot read it and makes it a dead letter.
+    Ok(body.unwrap_or_default())
+}
+
+/// A renewal as it is stored.
+#[derive(Debug)]
+pub(crate) struct PreparedRenewal {
+    receipt: Receipt,
+    progress: Option<String>,
+}
+
+impl PreparedRenewal {
+    pub(crate) fn of(renewal: &Renewal) -> Self {
+        let progress = renewal.progress.as_ref().map(|progress| {
+            let mut text = progress.text.as_str();
+            while text.len() > PROGRESS_TEXT_BYTES_MAX {
+                let shorter = text.char_indices().rev().find(|(start, _)| *start <= PROGRESS_TEXT_BYTES_MAX);
+                text = &text[..shorter.map_or(0, |(start, _)| start)];
+            }
+            to_json(&Progress { text: text.to_owned(), ..*progress })
+        });
+        Self { receipt: renewal.receipt.clone(), progress }
+    }
+}
+
+/// Extends a lease that is held. One that has run out is still held until somebody else has the task.
+pub(crate) fn renew(tx: &mut Tx<'_>, renewal: &PreparedRenewal, lease: Duration) -> Result<Renewed, Fault> {
+    let receipt = &renewal.receipt;
+    let mut select = tx.prepare("SELECT id, fence, state, cancel FROM windlass_task WHERE seq = ?1")?;
+    let mut rows = select.query([receipt.row])?;
+    let Some(row) = rows.next()? else { return Ok(Renewed::Lost) };
+    let held = row.get::<_, i64>(2)? == RUNNING
+        && row.get::<_, i64>(1)? == receipt.fence
+        && is_id(row.get_ref(0)?, &receipt.id);
+    if !held {
+        return Ok(Renewed::Lost);
+    }
+    let cancelled = row.get::<_, i64>(3)? != 0;
+    tx.execute(
+        "UPDATE windlass_task SET at = ?2, progress = coalesce(?3, progress) WHERE seq = ?1",
+        params![receipt.row, (tx.now + lease).as_micros(), renewal.progress],
+    )?;
+    Ok(if cancelled { Renewed::Cancelled } else { Renewed::Held })
+}

@@ -1,0 +1,148 @@
+//! Reading: connections beside the writer's, and what they answer.
+//!
+//! A reader sees the file as it was when it began; it neither waits for the writer nor makes it wait. Two are enough: a
+//! read takes well under a millisecond, and more would only keep the log from being emptied.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+use windlass_core::view::{Counts, QueueCounts, Record};
+use windlass_core::{QueueName, StoreError, TaskId, TaskName};
+
+use crate::Shared;
+use crate::claim::ready_names;
+use crate::errors::Fault;
+use crate::rows::{self, Id, RECORD, parse, priority_of, ready_at, text};
+
+/// How many reads go on at once.
+pub(crate) const READERS: usize = 2;
+
+/// The connections that read.
+#[derive(Debug)]
+pub(crate) struct Readers {
+    free: Arc<Mutex<Vec<Connection>>>,
+    permits: Arc<Semaphore>,
+    shared: Arc<Shared>,
+}
+
+impl Readers {
+    pub(crate) fn new(connections: Vec<Connection>, shared: Arc<Shared>) -> Self {
+        let permits = Arc::new(Semaphore::new(connections.len()));
+        Self { free: Arc::new(Mutex::new(connections)), permits, shared }
+    }
+
+    /// Reads in one consistent view of the file.
+    pub(crate) async fn read<T, F>(&self, look: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        T: Send + 'static,
+    {
+        let permit =
+            Arc::clone(&self.permits).acquire_owned().await.map_err(|error| StoreError::Unreachable(error.into()))?;
+        let (free, shared) = (Arc::clone(&self.free), Arc::clone(&self.shared));
+        let read = move || {
+            shared.file.check()?;
+            let connection = free.lock().pop();
+            let Some(db) = connection else { return Err(lost()) };
+            let answer = in_one_view(&db, look);
+            // A connection that lost its file, or whose last transaction is stuck, is of no use to the next reader; but
+            // one that is gone is of even less.
+            free.lock().push(db);
+            drop(permit);
+            answer.map_err(|fault| fault.into_store_error(&shared.path))
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|error| StoreError::Unreachable(error.into()))?
+    }
+}
+
+fn lost() -> StoreError {
+    StoreError::Unreachable("a reading connection was lost to a failure before; restart this process".into())
+}
+
+fn in_one_view<T>(db: &Connection, look: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, Fault> {
+    let view = db.unchecked_transaction()?;
+    let answer = look(db);
+    view.finish()?;
+    answer
+}
+
+/// The tasks with these ids, in their order.
+pub(crate) fn find(db: &Connection, ids: &[TaskId]) -> Result<Vec<Option<Record>>, Fault> {
+    let mut select = db.prepare_cached(&format!("{RECORD} WHERE t.id = ?1"))?;
+    let mut found = Vec::with_capacity(ids.len());
+    for id in ids {
+        let mut rows = select.query([Id(id)])?;
+        found.push(rows.next()?.map(|row| rows::record(row).map(|(_, record)| record)).transpose()?);
+    }
+    Ok(found)
+}
+
+/// Those of these tasks that have ended.
+pub(crate) fn ended(db: &Connection, ids: &[TaskId]) -> Result<Vec<Record>, Fault> {
+    let mut select = db.prepare_cached(&format!("{RECORD} WHERE t.id = ?1 AND t.state >= 4"))?;
+    let mut ended = Vec::new();
+    for id in ids {
+        let mut rows = select.query([Id(id)])?;
+        if let Some(row) = rows.next()? {
+            ended.push(rows::record(row)?.1);
+        }
+    }
+    Ok(ended)
+}
+
+/// The maintained counts.
+pub(crate) fn counts(db: &Connection) -> Result<Counts, Fault> {
+    let mut select = db.prepare_cached(
+        "SELECT id, name, paused, scheduled, ready, running, parked, succeeded, dead, cancelled, expired \
+         FROM windlass_queue",
+    )?;
+    let mut rows = select.query([])?;
+    let mut queues = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let count = |index: usize| -> Result<u64, Fault> { Ok(u64::try_from(row.get::<_, i64>(index)?).unwrap_or(0)) };
+        let mut counts = QueueCounts {
+            paused: row.get(2)?,
+            scheduled: count(3)?,
+            ready: count(4)?,
+            running: count(5)?,
+            parked: count(6)?,
+            succeeded: count(7)?,
+            dead: count(8)?,
+            cancelled: count(9)?,
+            expired: count(10)?,
+            oldest_ready_at: None,
+        };
+        if counts.ready > 0 {
+            counts.oldest_ready_at = first_of(db, row.get(0)?)?;
+        }
+        let ever_used = counts != QueueCounts::default();
+        if ever_used {
+            queues.insert(parse::<QueueName>("queue name", text(row, 1)?)?, counts);
+        }
+    }
+    let mut select = db.prepare_cached("SELECT name FROM windlass_name WHERE paused = 1 ORDER BY name")?;
+    let mut rows = select.query([])?;
+    let mut paused_tasks = Vec::new();
+    while let Some(row) = rows.next()? {
+        paused_tasks.push(parse::<TaskName>("task name", text(row, 0)?)?);
+    }
+    Ok(Counts { queues, paused_tasks })
+}
+
+/// Since when the task of a queue waits that is claimed next.
+fn first_of(db: &Connection, queue: i64) -> Result<Option<windlass_core::Timestamp>, Fault> {
+    let mut select = db.prepare_cached(
+        "SELECT rank, priority FROM windlass_task WHERE state = 1 AND queue = ?1 AND name = ?2 ORDER BY rank, seq LIMIT 1",
+    )?;
+    let mut first: Option<(i64, i64)> = None;
+    for name in ready_names(db, queue)? {
+        let candidate: (i64, i64) = select.query_row([queue, name], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if first.is_none_or(|first| candidate.0 < first.0) {
+            first = Some(candidate);
+        }
+    }
+    first.map(|(rank, priority)| Ok(ready_at(rank, priority_of(priority)?))).transpose()
+}

@@ -1,0 +1,253 @@
+//! Settle: what became of a claim, with what follows from it, in one step.
+//!
+//! 1. is the receipt the newest?   2. did somebody cancel the task meanwhile?   3. change the row   4. apply what follows
+
+use rusqlite::params;
+use windlass_core::backend::{Receipt, Settled, Settlement};
+use windlass_core::flow::{self, Follow};
+use windlass_core::state::{Spent, rank};
+use windlass_core::view::{AttemptRecord, remember_attempt};
+use windlass_core::{DeadReason, Failure, NodeId, State, TaskId, Timestamp, Verdict};
+
+use crate::errors::Fault;
+use crate::flow::{PreparedFollow, apply};
+use crate::push;
+use crate::rows::{
+    self, READY, RUNNING, SCHEDULED, id_of, is_id, optional_text, parse, priority_of, reason_code, state_code, to_json,
+};
+use crate::tx::Tx;
+
+/// A settle as it is stored.
+#[derive(Debug)]
+pub(crate) struct PreparedSettle {
+    receipt: Receipt,
+    verdict: Verdict,
+    follow: PreparedFollow,
+}
+
+impl PreparedSettle {
+    pub(crate) fn of(settled: &Settled) -> Self {
+        Self {
+            receipt: settled.receipt.clone(),
+            verdict: settled.verdict.clone(),
+            follow: PreparedFollow::of(&settled.follow),
+        }
+    }
+
+    /// About how many rows it changes.
+    pub(crate) fn rows(&self) -> usize {
+        1 + self.follow.rows()
+    }
+}
+
+/// What must be known of a task to end it or to send it back.
+pub(crate) struct Held {
+    pub(crate) seq: i64,
+    pub(crate) id: TaskId,
+    pub(crate) queue: i64,
+    pub(crate) state: State,
+    pub(crate) cancel: bool,
+    pub(crate) has_flow: bool,
+    /// Workers that were lost with it, in a row; what is written when it ends.
+    pub(crate) crashes: u32,
+    /// How long its result is kept, in microseconds, when the task says so.
+    keep: Option<i64>,
+    guard: Option<String>,
+}
+
+/// Records one verdict, unless its receipt is not the newest.
+pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settlement, Fault> {
+    let receipt = &settled.receipt;
+    let Some(mut held) = held_by(tx, receipt)? else { return Ok(Settlement::Stale) };
+    // A holder that speaks is not lost.
+    held.crashes = 0;
+    if held.cancel && !settled.verdict.state().is_final() {
+        // It would run again, and somebody asked that it does not.
+        end_by_store(tx, &held, &Verdict::Cancelled)?;
+        return Ok(Settlement::Applied);
+    }
+    match &settled.verdict {
+        Verdict::Again { after, spent, failure } => {
+            let state = settled.verdict.state();
+            let again_at = tx.now + *after;
+            let history = failure.as_ref().map(|failure| with_attempt(tx, held.seq, failure)).transpose()?;
+            let priority = priority_of(one(tx, "SELECT priority FROM windlass_task WHERE seq = ?1", held.seq)?)?;
+            tx.execute(
+                "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, attempt = attempt - ?5, crashes = 0, \
+                 failure = coalesce(?6, failure), history = coalesce(?7, history) WHERE seq = ?1",
+                params![
+                    held.seq,
+                    if state == State::Ready { READY } else { SCHEDULED },
+                    again_at.as_micros(),
+                    rank(priority, again_at),
+                    i64::from(*spent == Spent::No),
+                    failure.as_ref().map(to_json),
+                    history,
+                ],
+            )?;
+            move_to(tx, &held, state)?;
+        }
+        Verdict::Released => give_back(tx, &held, State::Ready)?,
+        Verdict::Parked => give_back(tx, &held, State::Parked)?,
+        Verdict::Succeeded { .. } | Verdict::Dead { .. } | Verdict::Cancelled | Verdict::Expired => {
+            end(tx, &held, &settled.verdict)?;
+            apply(tx, &settled.follow)?;
+        }
+    }
+    Ok(Settlement::Applied)
+}
+
+/// The task of a receipt, when it is the newest.
+fn held_by(tx: &Tx<'_>, receipt: &Receipt) -> Result<Option<Held>, Fault> {
+    let mut select = tx.prepare(HELD)?;
+    let mut rows = select.query([receipt.row])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let newest = row.get::<_, i64>(2)? == RUNNING
+        && row.get::<_, i64>(7)? == receipt.fence
+        && is_id(row.get_ref(0)?, &receipt.id);
+    if !newest {
+        return Ok(None);
+    }
+    held(row, receipt.row, receipt.id.clone()).map(Some)
+}
+
+/// The task at a place, whatever its state.
+pub(crate) fn held_at(tx: &Tx<'_>, seq: i64) -> Result<Held, Fault> {
+    let mut select = tx.prepare(HELD)?;
+    let mut rows = select.query([seq])?;
+    let row = rows.next()?.ok_or_else(|| Fault::damaged("index of tasks", format_args!("no task {seq}")))?;
+    held(row, seq, id_of(row.get_ref(0)?)?)
+}
+
+const HELD: &str =
+    "SELECT id, queue, state, cancel, has_flow, keep, guard, fence, crashes FROM windlass_task WHERE seq = ?1";
+
+fn held(row: &rusqlite::Row<'_>, seq: i64, id: TaskId) -> Result<Held, Fault> {
+    Ok(Held {
+        seq,
+        id,
+        queue: row.get(1)?,
+        state: rows::state_of(row.get(2)?)?,
+        cancel: row.get::<_, i64>(3)? != 0,
+        has_flow: row.get::<_, i64>(4)? != 0,
+        keep: row.get(5)?,
+        guard: row.get(6)?,
+        crashes: row.get(8)?,
+    })
+}
+
+/// Ends a task. What follows is the caller's.
+pub(crate) fn end(tx: &mut Tx<'_>, held: &Held, verdict: &Verdict) -> Result<(), Fault> {
+    let state = verdict.state();
+    assert!(state.is_final(), "only a final verdict ends a task");
+    let (mut result, mut skip, mut why, mut last, mut history) = (None, None, None, None, None);
+    match verdict {
+        Verdict::Succeeded { result: value, skipped } => {
+            result = Some(value.as_str()).filter(|_| held.keep != Some(0));
+            skip = skipped.as_deref();
+        }
+        Verdict::Dead { reason, failure } => {
+            why = Some(reason_code(*reason));
+            last = Some(to_json(failure));
+            // Only what ran is an attempt.
+            if held.state == State::Running {
+                history = Some(with_attempt(tx, held.seq, failure)?);
+            }
+        }
+        Verdict::Cancelled | Verdict::Expired | Verdict::Again { .. } | Verdict::Released | Verdict::Parked => {}
+    }
+    let forget_at =
+        held.keep.filter(|keep| *keep > 0 && state != State::Dead).map(|keep| tx.now_micros().saturating_add(keep));
+    if why.is_none() && forget_at.is_none() && skip.is_none() && !held.cancel {
+        // What nearly every task needs; fewer columns, and no index but one is looked at.
+        tx.execute(
+            "UPDATE windlass_task SET state = ?2, at = ?3, crashes = ?4, result = ?5 WHERE seq = ?1",
+            params![held.seq, state_code(state), tx.now_micros(), held.crashes, result],
+        )?;
+    } else {
+        tx.execute(
+            "UPDATE windlass_task SET state = ?2, at = ?3, crashes = ?4, cancel = 0, result = ?5, skipped = ?6, reason = ?7, \
+             failure = coalesce(?8, failure), history = coalesce(?9, history), forget_at = ?10 WHERE seq = ?1",
+            params![
+                held.seq,
+                state_code(state),
+                tx.now_micros(),
+                held.crashes,
+                result,
+                skip,
+                why,
+                last,
+                history,
+                forget_at
+            ],
+        )?;
+    }
+    if let Some(guard) = &held.guard {
+        push::give_back(tx, guard, &held.id)?;
+    }
+    move_to(tx, held, state)
+}
+
+/// Ends a task that nobody settles: what follows is computed here.
+pub(crate) fn end_by_store(tx: &mut Tx<'_>, held: &Held, verdict: &Verdict) -> Result<(), Fault> {
+    let follow = if held.has_flow {
+        let record = rows::record_at(tx.db, held.seq)?;
+        record.map_or_else(Follow::default, |record| flow::follow(&record.envelope, verdict))
+    } else {
+        Follow::default()
+    };
+    end(tx, held, verdict)?;
+    apply(tx, &PreparedFollow::of(&follow))
+}
+
+/// Back to where it came from, at its old place; the attempt was none.
+fn give_back(tx: &mut Tx<'_>, held: &Held, state: State) -> Result<(), Fault> {
+    tx.execute(
+        "UPDATE windlass_task SET state = ?2, at = ?3, attempt = attempt - 1, crashes = 0 WHERE seq = ?1",
+        params![held.seq, state_code(state), tx.now_micros()],
+    )?;
+    move_to(tx, held, state)
+}
+
+/// Counts the change and wakes whom it concerns.
+fn move_to(tx: &mut Tx<'_>, held: &Held, state: State) -> Result<(), Fault> {
+    tx.count(held.queue, Some(held.state), Some(state))?;
+    if state.is_final() {
+        tx.ended(&held.id);
+    }
+    if state == State::Ready {
+        tx.wake(held.queue);
+    }
+    Ok(())
+}
+
+/// The history of a running task with its present attempt, as text.
+pub(crate) fn with_attempt(tx: &Tx<'_>, seq: i64, failure: &Failure) -> Result<String, Fault> {
+    let mut select = tx.prepare("SELECT attempt, node, started_at, history FROM windlass_task WHERE seq = ?1")?;
+    let mut rows = select.query([seq])?;
+    let row = rows.next()?.ok_or_else(|| Fault::damaged("index of tasks", format_args!("no task {seq}")))?;
+    let mut history: Vec<AttemptRecord> =
+        optional_text(row, 3)?.map(|text| rows::from_json("history", text)).transpose()?.unwrap_or_default();
+    let attempt = AttemptRecord {
+        number: row.get(0)?,
+        node: optional_text(row, 1)?.map(|node| parse::<NodeId>("node name", node)).transpose()?,
+        started_at: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_micros),
+        ended_at: tx.now,
+        failure: failure.clone(),
+    };
+    remember_attempt(&mut history, attempt);
+    Ok(to_json(&history))
+}
+
+fn one(tx: &Tx<'_>, sql: &str, seq: i64) -> Result<i64, Fault> {
+    Ok(tx.prepare(sql)?.query_row([seq], |row| row.get(0))?)
+}
+
+/// Makes a task that was claimed but cannot be read a dead letter: it would be claimed again and again.
+pub(crate) fn bury(tx: &mut Tx<'_>, receipt: &Receipt, detail: &str) -> Result<(), Fault> {
+    if let Some(held) = held_by(tx, receipt)? {
+        let failure = Failure::new("damaged", detail);
+        end(tx, &held, &Verdict::Dead { reason: DeadReason::Malformed, failure })?;
+    }
+    Ok(())
+}

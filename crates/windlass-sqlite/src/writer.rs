@@ -1,0 +1,337 @@
+//! The one thread of a process that writes: group commit.
+//!
+//! 1. wait for a job, take everything else that waits   2. `BEGIN IMMEDIATE`   3. apply the jobs in their order
+//! 4. write the counts, `COMMIT` (one sync for all)   5. answer   6. let other processes in
+//!
+//! A job validates before it writes and may run twice: when one fails, the transaction is rolled back and every job runs
+//! in a transaction of its own, so that a bad one cannot fail others. A worker's settle and its next claim wait together
+//! and share one commit.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+use windlass_core::StoreError;
+
+use crate::errors::Fault;
+use crate::tx::{Memory, Tx};
+use crate::{Shared, file, tick};
+
+/// Jobs that wait for the thread; further callers wait for a place.
+const QUEUE_MAX: usize = 1_024;
+/// The most jobs in one transaction.
+const JOBS_MAX: usize = 512;
+/// No further job joins a transaction that changes this many rows: about 50 ms, the time that another process may have
+/// to wait for the file.
+const ROWS_MAX: usize = 10_000;
+
+/// A process that commits without a pause keeps every other from writing: SQLite has no queue for its lock, a waiting
+/// process polls, and the lock is taken again before it looks. So a process leaves the file alone for a moment
+/// - after each commit, while others write too,
+const PAUSE: Duration = Duration::from_micros(500);
+/// - which it assumes for this long after it saw them write,
+const OTHERS_FOR: Duration = Duration::from_millis(100);
+/// - and after this long without a gap, in case that others wait and it cannot know. Costs 2.5 % of a saturated process.
+const GAPLESS_MAX: Duration = Duration::from_millis(20);
+/// A pause between jobs this long is gap enough: a waiting process looks twice in it.
+const GAP: Duration = Duration::from_micros(500);
+
+/// How often a waiting process looks whether the file is free, at first and later.
+const LOOK: Duration = Duration::from_micros(250);
+const LOOK_LATER: Duration = Duration::from_millis(1);
+const LOOKS_AT_FIRST: i32 = 1_000;
+
+/// The log is looked at this often while there is work, and emptied by force over this size, waiting this long.
+const LOG_CHECK: Duration = Duration::from_secs(2);
+const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const LOG_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The way to the writer thread.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Box<dyn Job>>,
+}
+
+/// A change, the place for its answer, and how many rows it may change.
+trait Job: Send {
+    fn apply(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault>;
+    fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
+    fn rows(&self) -> usize;
+}
+
+impl std::fmt::Debug for dyn Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Job({} rows)", self.rows())
+    }
+}
+
+struct Work<F, T> {
+    change: F,
+    rows: usize,
+    done: Option<T>,
+    answer: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<F, T> Job for Work<F, T>
+where
+    F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send,
+    T: Send,
+{
+    fn apply(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        self.done = Some((self.change)(tx)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<(), StoreError>) {
+        let answer = match (outcome, self.done) {
+            (Ok(()), Some(done)) => Ok(done),
+            (Ok(()), None) => Err(stopped()),
+            (Err(error), _) => Err(error),
+        };
+        // Nobody waits any more when the caller's future was dropped; the change stands.
+        let _ = self.answer.send(answer);
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::Broken("the thread that writes to the store has stopped; restart this process".to_owned())
+}
+
+impl Writer {
+    /// Starts the thread; it ends when the store is dropped and everything that waited is done.
+    pub(crate) fn start(db: Connection, shared: Arc<Shared>) -> Result<Self, StoreError> {
+        let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
+        std::thread::Builder::new()
+            .name("windlass-sqlite-writer".to_owned())
+            .spawn(move || Thread::new(db, shared).run(waiting))
+            .map_err(|error| StoreError::Unreachable(error.into()))?;
+        Ok(Self { jobs })
+    }
+
+    /// Makes a change that touches about `rows` rows; durable when this returns.
+    pub(crate) async fn write<T, F>(&self, rows: usize, change: F) -> Result<T, StoreError>
+    where
+        F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job = Box::new(Work { change, rows, done: None, answer });
+        self.jobs.send(job).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+}
+
+struct Thread {
+    db: Connection,
+    shared: Arc<Shared>,
+    memory: Memory,
+    pace: Pace,
+    log_checked: Instant,
+}
+
+impl Thread {
+    fn new(db: Connection, shared: Arc<Shared>) -> Self {
+        Self { db, shared, memory: Memory::default(), pace: Pace::new(), log_checked: Instant::now() }
+    }
+
+    fn run(mut self, mut waiting: mpsc::Receiver<Box<dyn Job>>) {
+        be_patient_for(self.shared.busy_timeout);
+        while let Some(first) = waiting.blocking_recv() {
+            let mut rows = first.rows();
+            let mut jobs = vec![first];
+            // A worker asks for its next tasks right after it has settled the last ones: let it get that far.
+            std::thread::yield_now();
+            while jobs.len() < JOBS_MAX && rows < ROWS_MAX {
+                let Ok(next) = waiting.try_recv() else { break };
+                rows += next.rows();
+                jobs.push(next);
+            }
+            self.pace.begin();
+            self.commit(jobs);
+            self.keep_the_log_short();
+            self.pace.end();
+        }
+    }
+
+    /// SQLite empties the log by itself when nobody reads it just then. Under readers without a gap it never can: then
+    /// it is emptied here, waiting for them for a moment.
+    fn keep_the_log_short(&mut self) {
+        if self.log_checked.elapsed() < LOG_CHECK {
+            return;
+        }
+        self.log_checked = Instant::now();
+        if file::size_of(&file::wal_of(&self.shared.path)) <= LOG_BYTES_MAX {
+            return;
+        }
+        be_patient_for(LOG_PATIENCE);
+        let emptied = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        be_patient_for(self.shared.busy_timeout);
+        if !matches!(emptied, Ok(false)) {
+            warn!("the log of the store grows because somebody reads without a pause");
+        }
+    }
+
+    /// Applies jobs in one transaction and answers them.
+    fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>) {
+        let outcome = self.transaction(&mut jobs);
+        if outcome.is_err() {
+            self.roll_back();
+        }
+        match outcome {
+            Ok(()) => jobs.into_iter().for_each(|job| job.answer(Ok(()))),
+            Err(Failed::OnTheWay(_)) if jobs.len() > 1 => jobs.into_iter().for_each(|job| self.commit(vec![job])),
+            // When nobody can write, that is everybody's answer.
+            Err(Failed::ToBegin(fault) | Failed::OnTheWay(fault)) => {
+                for job in jobs {
+                    job.answer(Err(fault.to_store_error(&self.shared.path)));
+                }
+            }
+        }
+    }
+
+    fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), Failed> {
+        self.shared.file.check().map_err(|error| Failed::ToBegin(error.into()))?;
+        self.begin().map_err(Failed::ToBegin)?;
+        self.memory.transaction.collect_ended = self.shared.bell.somebody_waits_for_an_end();
+        let mut tx = Tx {
+            db: &self.db,
+            now: self.shared.clock.now(),
+            retention: &self.shared.retention,
+            memory: &mut self.memory,
+        };
+        for job in jobs {
+            tx.now = self.shared.clock.now();
+            apply(job.as_mut(), &mut tx).map_err(Failed::OnTheWay)?;
+        }
+        tick::keep_within_maximum(&mut tx).map_err(Failed::OnTheWay)?;
+        tx.flush().map_err(Failed::OnTheWay)?;
+        let mut woken = Vec::new();
+        for queue in std::mem::take(&mut tx.memory.transaction.woken) {
+            woken.push(tx.queue_word(queue).map_err(Failed::OnTheWay)?);
+        }
+        self.db
+            .prepare_cached("COMMIT")
+            .and_then(|mut commit| commit.execute([]))
+            .map_err(|error| Failed::OnTheWay(error.into()))?;
+        // The file may have gone while we wrote into it: then this commit is durable in a file that nobody finds.
+        self.shared.file.check().map_err(|error| Failed::ToBegin(error.into()))?;
+        let transaction = std::mem::take(&mut self.memory.transaction);
+        if transaction.wake_all {
+            self.shared.bell.ring_for_all_claims();
+        } else if !woken.is_empty() {
+            self.shared.bell.ring_for_queues(&woken);
+        }
+        if !transaction.ended.is_empty() {
+            self.shared.bell.ring_for_ended(&transaction.ended);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), Fault> {
+        self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let version: i64 = self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+        if self.pace.others_wrote(version) {
+            self.memory.others_wrote();
+        }
+        Ok(())
+    }
+
+    fn roll_back(&mut self) {
+        // SQLite has rolled back by itself after some errors, such as a full disk.
+        if !self.db.is_autocommit()
+            && let Err(error) = self.db.execute_batch("ROLLBACK")
+        {
+            warn!(%error, "rollback failed");
+        }
+        self.memory.rolled_back();
+    }
+}
+
+/// Where a transaction failed.
+enum Failed {
+    ToBegin(Fault),
+    OnTheWay(Fault),
+}
+
+/// A panic of ours must not take the store away from everybody.
+fn apply(job: &mut dyn Job, tx: &mut Tx<'_>) -> Result<(), Fault> {
+    catch_unwind(AssertUnwindSafe(|| job.apply(tx))).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+        let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        error!(said, "a change of the store panicked; it was rolled back");
+        Err(Fault::Store(StoreError::Broken(format!(
+            "the store's driver failed on this request ({said}); please report it, the request has changed nothing"
+        ))))
+    })
+}
+
+/// When to leave the file to others.
+struct Pace {
+    data_version: i64,
+    others_seen: Option<Instant>,
+    /// Since when commits have followed each other without a gap.
+    gapless_since: Instant,
+    last_end: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { data_version: 0, others_seen: None, gapless_since: now, last_end: now }
+    }
+
+    /// Compares what SQLite counts of the commits of others.
+    fn others_wrote(&mut self, data_version: i64) -> bool {
+        let wrote = data_version != self.data_version;
+        if wrote {
+            self.others_seen = Some(Instant::now());
+            self.data_version = data_version;
+        }
+        wrote
+    }
+
+    fn begin(&mut self) {
+        if self.last_end.elapsed() >= GAP {
+            self.gapless_since = Instant::now();
+        }
+    }
+
+    fn end(&mut self) {
+        let others = self.others_seen.is_some_and(|seen| seen.elapsed() < OTHERS_FOR);
+        if others || self.gapless_since.elapsed() >= GAPLESS_MAX {
+            std::thread::sleep(PAUSE);
+            self.gapless_since = Instant::now();
+        }
+        self.last_end = Instant::now();
+    }
+}
+
+thread_local! {
+    static PATIENCE: Cell<(Duration, Option<Instant>)> = const { Cell::new((Duration::ZERO, None)) };
+}
+
+/// How long this thread waits for the file, from [`wait_for_the_file`].
+pub(crate) fn be_patient_for(timeout: Duration) {
+    PATIENCE.set((timeout, None));
+}
+
+/// The busy handler: SQLite's own sleeps up to 100 ms between two looks, which loses against every process that looks
+/// more often.
+pub(crate) fn wait_for_the_file(looks: i32) -> bool {
+    let (timeout, since) = PATIENCE.get();
+    let since = since.filter(|_| looks > 0).unwrap_or_else(Instant::now);
+    PATIENCE.set((timeout, Some(since)));
+    if since.elapsed() >= timeout {
+        return false;
+    }
+    std::thread::sleep(if looks < LOOKS_AT_FIRST { LOOK } else { LOOK_LATER });
+    true
+}
