@@ -1,0 +1,80 @@
+//! What people see: records, listings and counters.
+
+use std::ops::Bound;
+
+use windlass_core::TaskId;
+use windlass_core::backend::StoreError;
+use windlass_core::view::{Counts, Cursor, Filter, Listing, PAGE_MAX, Page, QueueCounts, Record};
+
+use crate::data::{Data, Task};
+use crate::slab::Slot;
+
+impl Data {
+    pub(crate) fn find(&self, ids: &[TaskId]) -> Vec<Option<Record>> {
+        ids.iter().map(|id| self.by_id.get(id).map(|slot| self.tasks[*slot].record())).collect()
+    }
+
+    pub(crate) fn list(&self, filter: &Filter, page: &Page) -> Result<Listing, StoreError> {
+        if page.limit == 0 || page.limit > PAGE_MAX {
+            return Err(StoreError::Rejected(format!("a page takes 1 to {PAGE_MAX} tasks, not {}", page.limit)));
+        }
+        let found: Vec<Slot> = self.newest_first(filter, page.after.as_ref())?.take(page.limit).collect();
+        Ok(Listing {
+            next: self.cursor_after(&found, page.limit),
+            tasks: found.into_iter().map(|slot| self.tasks[slot].record()).collect(),
+        })
+    }
+
+    /// The tasks that match, newest first, after the place that a cursor names.
+    pub(crate) fn newest_first<'a>(
+        &'a self,
+        filter: &'a Filter,
+        after: Option<&Cursor>,
+    ) -> Result<impl Iterator<Item = Slot> + 'a, StoreError> {
+        let before = match after {
+            None => Bound::Unbounded,
+            Some(Cursor(text)) => match text.parse::<u64>() {
+                Ok(seq) => Bound::Excluded(seq),
+                Err(_) => return Err(StoreError::Rejected("the cursor was not made by this store".to_owned())),
+            },
+        };
+        let slots = self.by_seq.range((Bound::Unbounded, before)).rev().map(|(_, slot)| *slot);
+        Ok(slots.filter(|slot| is_match(filter, &self.tasks[*slot])))
+    }
+
+    /// Where to go on after a page that is full.
+    pub(crate) fn cursor_after(&self, page: &[Slot], limit: usize) -> Option<Cursor> {
+        let last = page.last().filter(|_| page.len() == limit)?;
+        Some(Cursor(self.tasks[*last].seq.to_string()))
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let mut counts = Counts { paused_tasks: self.paused_names.iter().cloned().collect(), ..Counts::default() };
+        for (name, index) in &self.queue_by_name {
+            let queue = &self.queues[*index];
+            // A queue that was only asked for is not worth a line.
+            if queue.ever_used || queue.counts.paused {
+                let next = queue.ready.first_key_value().map(|(_, slot)| self.tasks[*slot].ready_at);
+                counts.queues.insert(name.clone(), QueueCounts { oldest_ready_at: next, ..queue.counts });
+            }
+        }
+        counts
+    }
+}
+
+/// The same as [`Filter::matches`] without copying the task into a record first.
+fn is_match(filter: &Filter, task: &Task) -> bool {
+    let envelope = &task.envelope;
+    let reason = task.story.as_ref().and_then(|story| story.reason);
+    (filter.states.is_empty() || filter.states.contains(&task.stage.state()))
+        && (filter.queues.is_empty() || filter.queues.contains(&envelope.queue))
+        && (filter.names.is_empty() || filter.names.contains(&envelope.name))
+        && filter.key.as_ref().is_none_or(|key| envelope.key.as_ref() == Some(key))
+        && filter
+            .workflow
+            .as_ref()
+            .is_none_or(|workflow| envelope.workflow.as_ref() == Some(workflow) || envelope.id == *workflow)
+        && filter.reason.is_none_or(|wanted| reason == Some(wanted))
+        && filter.since.is_none_or(|since| task.enqueued_at >= since)
+        && filter.until.is_none_or(|until| task.enqueued_at < until)
+}

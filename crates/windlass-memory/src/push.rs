@@ -1,0 +1,201 @@
+//! New tasks: what a client or a schedule pushes, and what follows a task that ended. Unique keys.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use windlass_core::backend::{Push, Pushed};
+use windlass_core::flow::{Follow, stranded_verdict};
+use windlass_core::state::DeadReason;
+use windlass_core::{Due, Envelope, Failure, State, TaskId, Timestamp, Unique, UniqueKey, Verdict};
+
+use crate::data::{Data, QueueIndex, Stage, Task};
+use crate::slab::Slot;
+
+/// Which task took which unique key.
+#[derive(Default)]
+pub(crate) struct UniqueKeys {
+    taken: HashMap<UniqueKey, Taken>,
+    /// Keys that are taken for a time, by its end.
+    windows: BTreeSet<(Timestamp, UniqueKey)>,
+}
+
+struct Taken {
+    by: TaskId,
+    hold: Hold,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    WhileLive,
+    Until(Timestamp),
+}
+
+impl UniqueKeys {
+    /// Who has the key now.
+    pub(crate) fn holder(&self, key: &UniqueKey, now: Timestamp) -> Option<&TaskId> {
+        let taken = self.taken.get(key)?;
+        match taken.hold {
+            Hold::WhileLive => Some(&taken.by),
+            Hold::Until(end) => (end > now).then_some(&taken.by),
+        }
+    }
+
+    /// Takes a key that is free, at the time of the push.
+    fn take(&mut self, unique: &Unique, by: &TaskId, pushed_at: Timestamp) {
+        let hold = match unique.window {
+            None => Hold::WhileLive,
+            Some(window) => {
+                let end = pushed_at + window;
+                self.windows.insert((end, unique.key.clone()));
+                Hold::Until(end)
+            }
+        };
+        self.taken.insert(unique.key.clone(), Taken { by: by.clone(), hold });
+    }
+
+    /// Takes the key again for a task that starts over. A window counts from the push on and is not opened again.
+    pub(crate) fn retake(&mut self, unique: &Unique, by: &TaskId) {
+        if unique.window.is_none() {
+            self.taken.insert(unique.key.clone(), Taken { by: by.clone(), hold: Hold::WhileLive });
+        }
+    }
+
+    /// Gives back the key of a task that ended, unless it was taken for a time.
+    pub(crate) fn release(&mut self, envelope: &Envelope) {
+        let Some(unique) = &envelope.unique else { return };
+        let is_ours = |taken: &Taken| taken.hold == Hold::WhileLive && taken.by == envelope.id;
+        if self.taken.get(&unique.key).is_some_and(is_ours) {
+            self.taken.remove(&unique.key);
+        }
+    }
+
+    /// Forgets windows that have passed.
+    pub(crate) fn prune(&mut self, now: Timestamp, max: usize) {
+        for _ in 0..max {
+            let Some((end, _)) = self.windows.first() else { return };
+            if *end > now {
+                return;
+            }
+            let Some((end, key)) = self.windows.pop_first() else { return };
+            if self.taken.get(&key).is_some_and(|taken| taken.hold == Hold::Until(end)) {
+                self.taken.remove(&key);
+            }
+        }
+    }
+}
+
+impl Data {
+    pub(crate) fn push(&mut self, push: &Push, now: Timestamp) -> Vec<Pushed> {
+        for group in &push.groups {
+            self.create_group(group.clone(), now);
+        }
+        self.by_id.reserve(push.envelopes.len());
+        // Batches mostly go to one queue: its name is looked up once.
+        let mut last: Option<(&Envelope, QueueIndex)> = None;
+        let mut answers = Vec::with_capacity(push.envelopes.len());
+        for envelope in &push.envelopes {
+            let queue = match last {
+                Some((before, queue)) if before.queue == envelope.queue => queue,
+                _ => self.queue_named(&envelope.queue),
+            };
+            last = Some((envelope, queue));
+            if let Some(id) = self.conflict(envelope, now) {
+                answers.push(Pushed::Exists(id));
+                continue;
+            }
+            self.store(envelope.clone(), queue, now);
+            answers.push(Pushed::Stored);
+        }
+        answers
+    }
+
+    /// Does what a task that ended has left to do, and what follows from that.
+    pub(crate) fn apply(&mut self, follow: Follow, now: Timestamp) {
+        if follow.is_empty() {
+            return;
+        }
+        let mut rest = VecDeque::from([follow]);
+        while let Some(follow) = rest.pop_front() {
+            for group in follow.groups {
+                self.create_group(group, now);
+            }
+            for envelope in follow.push {
+                self.push_next(envelope, now);
+            }
+            for envelope in follow.stranded {
+                self.strand(envelope, follow.cause.as_ref(), now);
+            }
+            rest.extend(follow.arrive.and_then(|arrival| self.arrive(arrival, now)));
+        }
+    }
+
+    /// The task that has the envelope's id or its unique key.
+    fn conflict(&self, envelope: &Envelope, now: Timestamp) -> Option<TaskId> {
+        if self.by_id.contains_key(&envelope.id) {
+            return Some(envelope.id.clone());
+        }
+        self.unique.holder(&envelope.unique.as_ref()?.key, now).cloned()
+    }
+
+    fn store(&mut self, mut envelope: Envelope, queue: QueueIndex, now: Timestamp) {
+        if let Some(unique) = &envelope.unique {
+            self.unique.take(unique, &envelope.id, now);
+        }
+        let due = std::mem::replace(&mut envelope.due, Due::Now).instant(now);
+        let stage = due.map_or(Stage::Ready, |due_at| Stage::Scheduled { due_at });
+        self.add(envelope, queue, stage, due.unwrap_or(now), now);
+    }
+
+    /// Pushes the next step of a workflow: one that is stranded comes back to life.
+    fn push_next(&mut self, envelope: Envelope, now: Timestamp) {
+        let queue = self.queue_named(&envelope.queue);
+        match self.by_id.get(&envelope.id) {
+            None if self.conflict(&envelope, now).is_none() => self.store(envelope, queue, now),
+            Some(slot) if is_stranded(&self.tasks[*slot]) => self.revive(*slot, envelope, queue, now),
+            // Known already, or its unique key is taken: left alone, as in every push.
+            None | Some(_) => {}
+        }
+    }
+
+    fn revive(&mut self, slot: Slot, mut envelope: Envelope, queue: QueueIndex, now: Timestamp) {
+        if let Some(unique) = &envelope.unique {
+            if self.unique.holder(&unique.key, now).is_some() {
+                return;
+            }
+            self.unique.take(unique, &envelope.id, now);
+        }
+        self.leave(slot);
+        envelope.due = Due::Now;
+        self.queues[queue].ever_used = true;
+        let task = &mut self.tasks[slot];
+        task.envelope = Arc::new(envelope);
+        task.queue = queue;
+        task.story = None;
+        task.set_ready_at(now);
+        self.enter(slot, Stage::Ready);
+    }
+
+    /// Records a task that will never run, so that an operator sees it.
+    fn strand(&mut self, mut envelope: Envelope, cause: Option<&Failure>, now: Timestamp) {
+        if self.by_id.contains_key(&envelope.id) {
+            return;
+        }
+        let Verdict::Dead { reason, failure } = stranded_verdict(cause) else {
+            unreachable!("a stranded task is a dead letter")
+        };
+        envelope.due = Due::Now;
+        let queue = self.queue_named(&envelope.queue);
+        let id = envelope.id.clone();
+        let stage = self.ended.stage(State::Dead, now);
+        let slot = self.add(envelope, queue, stage, now, now);
+        let story = self.tasks[slot].story();
+        story.reason = Some(reason);
+        story.failure = Some(failure);
+        self.watchers.ended(&id);
+    }
+}
+
+fn is_stranded(task: &Task) -> bool {
+    task.story.as_ref().is_some_and(|story| story.reason == Some(DeadReason::Upstream))
+        && task.stage.state() == State::Dead
+}
