@@ -1,1 +1,10 @@
-//! windlass-testkit
+//! What tests of Windlass need: a clock that tests move, tasks whose fate is written in their arguments, and the contract
+//! of a task store as a suite that every driver runs. Never linked into production.
+//!
+//! - [`TestClock`]: time that stands still until a test moves it.
+//! - [`conformance`]: the contract of [`Backend`](windlass_core::Backend), case by case.
+
+pub mod clock;
+pub mod conformance;
+
+pub use clock::TestClock;
