@@ -3,11 +3,13 @@
 //! | task | what it does |
 //! |---|---|
 //! | `http.request` | sends a request and judges the answer |
+//! | `shell.run` | runs a command; off unless it is allowed |
 //! | `sleep`, `noop`, `fail` | for trying things out, and for measuring |
 
 mod http;
 mod period;
 mod plain;
+mod shell;
 
 use std::sync::OnceLock;
 
@@ -17,11 +19,13 @@ use windlass::config::{Sources, TasksConfig};
 pub use http::{BodyForm, HttpAnswer, HttpRequest};
 pub use period::Period;
 pub use plain::{Fail, Noop, Sleep};
+pub use shell::{ShellDone, ShellRun};
 
 /// What the built-in tasks share.
 #[derive(Debug)]
 pub struct Services {
     http: http::HttpClient,
+    shell: shell::Shell,
 }
 
 /// What the built-in tasks of this process may do, once somebody has said it.
@@ -38,6 +42,7 @@ pub fn app() -> App<Services> {
     App::new("windlass")
         .state(async || Services::connect())
         .task(http::request)
+        .task(shell::run)
         .task(plain::sleep)
         .task(plain::noop)
         .task(plain::fail)
@@ -52,7 +57,7 @@ impl Services {
     }
 
     fn new(tasks: &TasksConfig) -> anyhow::Result<Self> {
-        Ok(Self { http: http::HttpClient::new(&tasks.http)? })
+        Ok(Self { http: http::HttpClient::new(&tasks.http)?, shell: shell::Shell::new(tasks) })
     }
 }
 
@@ -75,5 +80,6 @@ mod tests {
     async fn every_task_is_registered_once() {
         let registry = app().build().await.unwrap();
         let names: Vec<String> = registry.names().iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["fail", "http.request", "noop", "shell.run", "sleep"]);
     }
 }
