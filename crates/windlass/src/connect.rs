@@ -24,7 +24,7 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Backend>, ConnectError> {
 /// [`ConnectError::Store`].
 pub async fn connect_with(location: &Location, options: ConnectOptions) -> Result<Arc<dyn Backend>, ConnectError> {
     match location {
-        Location::Memory => Ok(memory(options)?),
+        Location::Memory => Ok(memory(options)),
         Location::Sqlite(path) => Ok(sqlite(path, options).await?),
     }
 }
@@ -117,14 +117,36 @@ pub enum ConnectError {
     Store(#[from] StoreError),
 }
 
-fn memory(options: ConnectOptions) -> Result<Arc<dyn Backend>, StoreError> {
-    let _ = options;
-    Err(StoreError::Broken("the driver is on its way".to_owned()))
+fn memory(options: ConnectOptions) -> Arc<dyn Backend> {
+    Arc::new(windlass_memory::MemoryStore::new(options.clock).with_retention(options.retention))
 }
 
+#[cfg(feature = "sqlite")]
 async fn sqlite(path: &std::path::Path, options: ConnectOptions) -> Result<Arc<dyn Backend>, StoreError> {
-    let _ = (path, options);
-    Err(StoreError::Broken("the driver is on its way".to_owned()))
+    use windlass_sqlite::{NetworkFiles as Files, Options, SqliteStore};
+    let path = path.to_owned();
+    let options = Options {
+        retention: options.retention,
+        clock: options.clock,
+        busy_timeout: options.busy_timeout,
+        network_files: match options.network_files {
+            NetworkFiles::Refuse => Files::Refuse,
+            NetworkFiles::Allow => Files::Accept,
+        },
+        ..Options::default()
+    };
+    // Opening waits for other processes and the disk.
+    let opened = tokio::task::spawn_blocking(move || SqliteStore::open(path, options)).await;
+    let opened = opened.map_err(|error| StoreError::Broken(format!("the store cannot be opened: {error}")))?;
+    Ok(Arc::new(opened?))
+}
+
+#[cfg(not(feature = "sqlite"))]
+async fn sqlite(path: &std::path::Path, _: ConnectOptions) -> Result<Arc<dyn Backend>, StoreError> {
+    let path = path.display();
+    Err(StoreError::Broken(format!(
+        "`{path}` is a SQLite store: build with the feature `sqlite` of the crate `windlass`"
+    )))
 }
 
 #[cfg(test)]
@@ -149,5 +171,17 @@ mod tests {
         let error = "mysql://root:hunter2@db/x".parse::<Location>().unwrap_err().to_string();
         assert!(error.contains("mysql") && !error.contains("hunter2"), "{error}");
         assert!(matches!("sqlite:".parse::<Location>(), Err(ConnectError::NoPath)));
+    }
+
+    #[tokio::test]
+    async fn a_url_opens_its_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        for (url, kind) in [("memory:".to_owned(), "memory"), (format!("sqlite:{}", path.display()), "sqlite")] {
+            assert_eq!(connect(&url).await.unwrap().info().await.unwrap().kind, kind, "{url}");
+        }
+        let nowhere = folder.path().join("missing/a.db");
+        let error = connect(&nowhere.display().to_string()).await.unwrap_err().to_string();
+        assert!(error.contains("missing"), "{error}");
     }
 }
