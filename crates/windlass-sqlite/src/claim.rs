@@ -146,11 +146,11 @@ fn take(tx: &mut Tx<'_>, demand: &Demand, queue: &QueueName, seq: i64) -> Result
         enqueued_at: Timestamp::from_micros(row.get(7)?),
         ready_at: ready_at(row.get(4)?, priority),
     };
-    tx.count(row.get(1)?, Some(State::Ready), Some(State::Running))?;
+    tx.count(row.get(1)?, Some(State::Ready), Some(State::Running));
     let lease_until = (tx.now + demand.lease).as_micros();
     tx.execute(
-        "UPDATE windlass_task SET state = 2, at = ?2, node = ?3, started_at = ?4, fence = ?5, attempt = ?6 \
-         WHERE seq = ?1",
+        "UPDATE windlass_task SET state = 2, at = ?2, node = ?3, started_at = ?4, fence = ?5, attempt = ?6, \
+         progress = NULL WHERE seq = ?1",
         params![seq, lease_until, demand.node.as_str(), now, task.receipt.fence, task.attempt],
     )?;
     Ok(Some(task))

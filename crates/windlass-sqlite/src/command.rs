@@ -14,6 +14,9 @@ use crate::settle;
 use crate::tick;
 use crate::tx::Tx;
 
+/// The most orders that wait for one node; the oldest go first.
+const ORDERS_MAX: i64 = 100;
+
 /// Applies an action to these tasks.
 pub(crate) fn tasks(tx: &mut Tx<'_>, ids: &[TaskId], action: &TaskAction) -> Result<Commanded, Fault> {
     let mut commanded = Commanded::default();
@@ -66,7 +69,7 @@ fn act(tx: &mut Tx<'_>, seq: i64, action: &TaskAction) -> Result<bool, Fault> {
         TaskAction::Retry => retry(tx, seq),
         TaskAction::Discard => {
             let held = settle::held_at(tx, seq)?;
-            tick::remove(tx, seq, held.queue, held.state)?;
+            tick::remove(tx, &held)?;
             Ok(true)
         }
         TaskAction::Move(queue) => move_to(tx, seq, queue),
@@ -84,7 +87,7 @@ fn act(tx: &mut Tx<'_>, seq: i64, action: &TaskAction) -> Result<bool, Fault> {
         TaskAction::RunNow => {
             let held = settle::held_at(tx, seq)?;
             make_ready(tx, seq)?;
-            tx.count(held.queue, Some(State::Scheduled), Some(State::Ready))?;
+            tx.count(held.queue, Some(State::Scheduled), Some(State::Ready));
             tx.wake(held.queue);
             Ok(true)
         }
@@ -109,7 +112,10 @@ fn retry(tx: &mut Tx<'_>, seq: i64) -> Result<bool, Fault> {
         if holder_of(tx, unique)?.is_some_and(|holder| holder != held.id) {
             return Ok(false);
         }
-        take(tx, unique, &held.id)?;
+        // A window counts from the push on and is not opened again.
+        if unique.window.is_none() {
+            take(tx, unique, &held.id)?;
+        }
     }
     if record.envelope.expires.take().is_some() {
         let body = record.envelope.to_body();
@@ -123,7 +129,7 @@ fn retry(tx: &mut Tx<'_>, seq: i64) -> Result<bool, Fault> {
         [seq],
     )?;
     make_ready(tx, seq)?;
-    tx.count(held.queue, Some(held.state), Some(State::Ready))?;
+    held.count_change(tx, State::Ready)?;
     tx.wake(held.queue);
     Ok(true)
 }
@@ -143,8 +149,8 @@ fn move_to(tx: &mut Tx<'_>, seq: i64, queue: &QueueName) -> Result<bool, Fault> 
         return Ok(true);
     }
     tx.execute("UPDATE windlass_task SET queue = ?2 WHERE seq = ?1", [seq, queue])?;
-    tx.count(held.queue, Some(held.state), None)?;
-    tx.count(queue, None, Some(held.state))?;
+    tx.count(held.queue, Some(held.state), None);
+    tx.count(queue, None, Some(held.state));
     if held.state == State::Ready {
         tx.wake(queue);
     }
@@ -200,6 +206,11 @@ pub(crate) fn order(tx: &mut Tx<'_>, node: &NodeId, order: Order) -> Result<u64,
         Order::Stop => ("stop", None),
         Order::Resize(slots) => ("resize", Some(slots as i64)),
     };
+    tx.execute(
+        "DELETE FROM windlass_order WHERE number IN \
+         (SELECT number FROM windlass_order WHERE node = ?1 ORDER BY number DESC LIMIT -1 OFFSET ?2)",
+        params![node.as_str(), ORDERS_MAX - 1],
+    )?;
     tx.execute(
         "INSERT INTO windlass_order (node, what, slots) VALUES (?1, ?2, ?3)",
         params![node.as_str(), what, slots],

@@ -24,9 +24,9 @@ pub(crate) fn beat(tx: &mut Tx<'_>, node: &NodeInfo, info: &str, ttl: std::time:
         params![node.id.as_str(), info, tx.now_micros(), alive_until.as_micros()],
     )?;
     match node.phase {
-        NodePhase::Running => unpark(tx, node),
-        // It would not take them.
-        NodePhase::Quiet | NodePhase::Stopping | NodePhase::Stopped => Ok(()),
+        NodePhase::Running | NodePhase::Quiet | NodePhase::Stopping => unpark(tx, node),
+        // A node that has left takes nothing; they would only be parked again.
+        NodePhase::Stopped => Ok(()),
     }
 }
 
@@ -49,7 +49,7 @@ fn unpark(tx: &mut Tx<'_>, node: &NodeInfo) -> Result<(), Fault> {
         left -= parked.len();
         for (seq, queue) in parked {
             tx.execute("UPDATE windlass_task SET state = 1, at = 0 WHERE seq = ?1", [seq])?;
-            tx.count(queue, Some(State::Parked), Some(State::Ready))?;
+            tx.count(queue, Some(State::Parked), Some(State::Ready));
             tx.wake(queue);
         }
     }

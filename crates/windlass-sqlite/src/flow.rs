@@ -3,6 +3,9 @@
 //! A group that becomes complete starts something, which may arrive at another group, and so on: a list of work, not a
 //! recursion.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use rusqlite::params;
 use windlass_core::flow::{After, Arrival, FailurePolicy, FanIn, Follow, fan_in, join};
 use windlass_core::{Failure, GroupId};
@@ -11,6 +14,9 @@ use crate::errors::Fault;
 use crate::push::{self, NewTask, PreparedGroup};
 use crate::rows::{Id, from_json, text, to_json};
 use crate::tx::Tx;
+
+/// How exactly a group knows when something last arrived.
+const TOUCH: Duration = Duration::from_secs(3600);
 
 /// What follows, encoded by the task that calls.
 #[derive(Debug, Default)]
@@ -41,9 +47,9 @@ impl PreparedFollow {
 
 /// Does what follows, to the end.
 pub(crate) fn apply(tx: &mut Tx<'_>, follow: &PreparedFollow) -> Result<(), Fault> {
-    let mut next = one_step(tx, follow)?;
-    while let Some(follow) = next.pop() {
-        next.extend(one_step(tx, &PreparedFollow::of(&follow))?);
+    let mut rest: VecDeque<Follow> = one_step(tx, follow)?.into();
+    while let Some(follow) = rest.pop_front() {
+        rest.extend(one_step(tx, &PreparedFollow::of(&follow))?);
     }
     Ok(())
 }
@@ -95,11 +101,12 @@ fn arrive(tx: &mut Tx<'_>, arrival: &Arrival) -> Result<Vec<Follow>, Fault> {
         }
         FanIn::Failed | FanIn::Waiting => Vec::new(),
     };
-    let touched_at = (!follow.is_empty()).then_some(tx.now_micros());
+    // Its age matters by days: an index entry need not move with every member.
+    let fresh = (tx.now - TOUCH).as_micros();
     tx.execute(
         "UPDATE windlass_group SET succeeded = ?2, failed = ?3, completed = ?4, broken = ?5, \
-         touched_at = coalesce(?6, touched_at) WHERE number = ?1",
-        params![group.number, group.succeeded, group.failed, group.completed, group.broken, touched_at],
+         touched_at = CASE WHEN ?4 OR touched_at < ?7 THEN ?6 ELSE touched_at END WHERE number = ?1",
+        params![group.number, group.succeeded, group.failed, group.completed, group.broken, tx.now_micros(), fresh],
     )?;
     Ok(follow)
 }

@@ -106,7 +106,7 @@ pub(crate) fn push(tx: &mut Tx<'_>, task: &NewTask) -> Result<Pushed, Fault> {
 }
 
 /// Stores a task that follows another one. A known one is left alone, unless it died because nothing led to it: then it
-/// is revived as it is pushed now. Answers whether something was stored.
+/// is revived and ready, as it is pushed now.
 pub(crate) fn push_following(tx: &mut Tx<'_>, task: &NewTask) -> Result<(), Fault> {
     let Some(place) = place_of(tx, &task.id)? else {
         push(tx, task)?;
@@ -116,26 +116,23 @@ pub(crate) fn push_following(tx: &mut Tx<'_>, task: &NewTask) -> Result<(), Faul
         return Ok(());
     }
     if let Some(unique) = &task.unique {
-        if holder_of(tx, unique)?.is_some_and(|holder| holder != task.id) {
+        if holder_of(tx, unique)?.is_some() {
             return Ok(());
         }
         take(tx, unique, &task.id)?;
     }
-    let (state, at, rank) = task.beginning(tx.now);
     let queue = tx.queue(&task.queue)?;
     let name = tx.name(&task.name)?;
     tx.execute(
-        "UPDATE windlass_task SET queue = ?2, name = ?3, priority = ?4, state = ?5, at = ?6, rank = ?7, attempt = 0, \
-         crashes = 0, has_flow = ?8, expires = ?9, keep = ?10, forget_at = NULL, guard = ?11, key = ?12, workflow = ?13, \
-         reason = NULL, failure = NULL, body = ?14 WHERE seq = ?1",
+        "UPDATE windlass_task SET queue = ?2, name = ?3, priority = ?4, state = 1, at = 0, rank = ?5, attempt = 0, \
+         crashes = 0, has_flow = ?6, expires = ?7, keep = ?8, guard = ?9, key = ?10, workflow = ?11, reason = NULL, \
+         failure = NULL, history = NULL, body = ?12 WHERE seq = ?1",
         params![
             place.seq,
             queue,
             name,
             task.priority.level(),
-            state_code(state),
-            at,
-            rank,
+            rank(task.priority, tx.now),
             task.has_flow,
             task.expires.map(Timestamp::as_micros),
             task.result_ttl.map(micros),
@@ -145,12 +142,10 @@ pub(crate) fn push_following(tx: &mut Tx<'_>, task: &NewTask) -> Result<(), Faul
             task.inline_body(),
         ],
     )?;
-    store_large(tx, place.seq, task)?;
-    tx.count(place.queue, Some(State::Dead), None)?;
-    tx.count(queue, None, Some(state))?;
-    if state == State::Ready {
-        tx.wake(queue);
-    }
+    store_body(tx, place.seq, &task.body)?;
+    tx.count(place.queue, Some(State::Dead), None);
+    tx.count(queue, None, Some(State::Ready));
+    tx.wake(queue);
     Ok(())
 }
 
@@ -211,14 +206,10 @@ fn insert(tx: &mut Tx<'_>, task: &NewTask, state: State, at: i64, rank: i64) -> 
         return Ok(None);
     }
     if task.body.len() > INLINE_BYTES_MAX {
-        store_large(tx, seq, task)?;
+        store_body(tx, seq, &task.body)?;
     }
-    tx.count(queue, None, Some(state))?;
+    tx.count(queue, None, Some(state));
     Ok(Some(queue))
-}
-
-fn store_large(tx: &Tx<'_>, seq: i64, task: &NewTask) -> Result<(), Fault> {
-    store_body(tx, seq, &task.body)
 }
 
 /// Keeps the large part of a body beside its task, and forgets the one before.

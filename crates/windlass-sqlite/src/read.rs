@@ -97,7 +97,7 @@ pub(crate) fn ended(db: &Connection, ids: &[TaskId]) -> Result<Vec<Record>, Faul
 pub(crate) fn counts(db: &Connection) -> Result<Counts, Fault> {
     let mut select = db.prepare_cached(
         "SELECT id, name, paused, scheduled, ready, running, parked, succeeded, dead, cancelled, expired \
-         FROM windlass_queue",
+         FROM windlass_queue WHERE used = 1 OR paused = 1",
     )?;
     let mut rows = select.query([])?;
     let mut queues = BTreeMap::new();
@@ -118,10 +118,7 @@ pub(crate) fn counts(db: &Connection) -> Result<Counts, Fault> {
         if counts.ready > 0 {
             counts.oldest_ready_at = first_of(db, row.get(0)?)?;
         }
-        let ever_used = counts != QueueCounts::default();
-        if ever_used {
-            queues.insert(parse::<QueueName>("queue name", text(row, 1)?)?, counts);
-        }
+        queues.insert(parse::<QueueName>("queue name", text(row, 1)?)?, counts);
     }
     let mut select = db.prepare_cached("SELECT name FROM windlass_name WHERE paused = 1 ORDER BY name")?;
     let mut rows = select.query([])?;

@@ -2,7 +2,7 @@
 //!
 //! 1. is the receipt the newest?   2. did somebody cancel the task meanwhile?   3. change the row   4. apply what follows
 
-use rusqlite::params;
+use rusqlite::{CachedStatement, params};
 use windlass_core::backend::{Receipt, Settled, Settlement};
 use windlass_core::flow::{self, Follow};
 use windlass_core::state::{Spent, rank};
@@ -12,9 +12,7 @@ use windlass_core::{DeadReason, Failure, NodeId, State, TaskId, Timestamp, Verdi
 use crate::errors::Fault;
 use crate::flow::{PreparedFollow, apply};
 use crate::push;
-use crate::rows::{
-    self, READY, RUNNING, SCHEDULED, id_of, is_id, optional_text, parse, priority_of, reason_code, state_code, to_json,
-};
+use crate::rows::{self, RUNNING, id_of, is_id, optional_text, parse, priority_of, reason_code, state_code, to_json};
 use crate::tx::Tx;
 
 /// A settle as it is stored.
@@ -55,6 +53,22 @@ pub(crate) struct Held {
     guard: Option<String>,
 }
 
+impl Held {
+    /// Whether the task, ended so, is kept for a time of its own instead of the store's.
+    fn is_kept_apart(&self, state: State) -> bool {
+        state == State::Succeeded && self.keep.is_some_and(|keep| keep > 0)
+    }
+
+    /// Counts that it leaves its state.
+    pub(crate) fn count_change(&self, tx: &mut Tx<'_>, to: impl Into<Option<State>>) -> Result<(), Fault> {
+        let to = to.into();
+        tx.count(self.queue, Some(self.state), to);
+        let counts = |state: State| i64::from(state.is_final() && state != State::Dead && !self.is_kept_apart(state));
+        let change = to.map_or(0, counts) - counts(self.state);
+        if change == 0 { Ok(()) } else { tx.keep(change) }
+    }
+}
+
 /// Records one verdict, unless its receipt is not the newest.
 pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settlement, Fault> {
     let receipt = &settled.receipt;
@@ -63,38 +77,61 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settle
     held.crashes = 0;
     if held.cancel && !settled.verdict.state().is_final() {
         // It would run again, and somebody asked that it does not.
+        note_attempt(tx, &held, &settled.verdict)?;
         end_by_store(tx, &held, &Verdict::Cancelled)?;
         return Ok(Settlement::Applied);
     }
     match &settled.verdict {
-        Verdict::Again { after, spent, failure } => {
+        Verdict::Again { after, .. } => {
+            note_attempt(tx, &held, &settled.verdict)?;
             let state = settled.verdict.state();
             let again_at = tx.now + *after;
-            let history = failure.as_ref().map(|failure| with_attempt(tx, held.seq, failure)).transpose()?;
-            let priority = priority_of(one(tx, "SELECT priority FROM windlass_task WHERE seq = ?1", held.seq)?)?;
+            let priority = tx.prepare("SELECT priority FROM windlass_task WHERE seq = ?1")?;
+            let priority = priority_of(one(priority, held.seq)?)?;
             tx.execute(
-                "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, attempt = attempt - ?5, crashes = 0, \
-                 failure = coalesce(?6, failure), history = coalesce(?7, history) WHERE seq = ?1",
-                params![
-                    held.seq,
-                    if state == State::Ready { READY } else { SCHEDULED },
-                    again_at.as_micros(),
-                    rank(priority, again_at),
-                    i64::from(*spent == Spent::No),
-                    failure.as_ref().map(to_json),
-                    history,
-                ],
+                "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, crashes = 0 WHERE seq = ?1",
+                params![held.seq, state_code(state), again_at.as_micros(), rank(priority, again_at)],
             )?;
             move_to(tx, &held, state)?;
         }
-        Verdict::Released => give_back(tx, &held, State::Ready)?,
-        Verdict::Parked => give_back(tx, &held, State::Parked)?,
+        Verdict::Released | Verdict::Parked => {
+            // Back to its old place; the attempt was none.
+            let state = settled.verdict.state();
+            note_attempt(tx, &held, &settled.verdict)?;
+            tx.execute(
+                "UPDATE windlass_task SET state = ?2, at = ?3, crashes = 0 WHERE seq = ?1",
+                params![held.seq, state_code(state), tx.now_micros()],
+            )?;
+            move_to(tx, &held, state)?;
+        }
         Verdict::Succeeded { .. } | Verdict::Dead { .. } | Verdict::Cancelled | Verdict::Expired => {
             end(tx, &held, &settled.verdict)?;
             apply(tx, &settled.follow)?;
         }
     }
     Ok(Settlement::Applied)
+}
+
+/// Writes down what went wrong in an attempt that does not end the task, and gives the attempt back when it was none.
+fn note_attempt(tx: &Tx<'_>, held: &Held, verdict: &Verdict) -> Result<(), Fault> {
+    let failure = match verdict {
+        Verdict::Again { failure, .. } => failure.as_ref(),
+        Verdict::Released | Verdict::Parked => None,
+        Verdict::Succeeded { .. } | Verdict::Dead { .. } | Verdict::Cancelled | Verdict::Expired => {
+            unreachable!("such a verdict ends the task")
+        }
+    };
+    if let Some(failure) = failure {
+        let history = with_attempt(tx, held.seq, failure)?;
+        tx.execute(
+            "UPDATE windlass_task SET failure = ?2, history = ?3 WHERE seq = ?1",
+            params![held.seq, to_json(failure), history],
+        )?;
+    }
+    if verdict.spent() == Spent::No {
+        tx.execute("UPDATE windlass_task SET attempt = attempt - 1 WHERE seq = ?1", [held.seq])?;
+    }
+    Ok(())
 }
 
 /// The task of a receipt, when it is the newest.
@@ -156,8 +193,7 @@ pub(crate) fn end(tx: &mut Tx<'_>, held: &Held, verdict: &Verdict) -> Result<(),
         }
         Verdict::Cancelled | Verdict::Expired | Verdict::Again { .. } | Verdict::Released | Verdict::Parked => {}
     }
-    let forget_at =
-        held.keep.filter(|keep| *keep > 0 && state != State::Dead).map(|keep| tx.now_micros().saturating_add(keep));
+    let forget_at = held.keep.filter(|_| held.is_kept_apart(state)).map(|keep| tx.now_micros().saturating_add(keep));
     if why.is_none() && forget_at.is_none() && skip.is_none() && !held.cancel {
         // What nearly every task needs; fewer columns, and no index but one is looked at.
         tx.execute(
@@ -200,18 +236,9 @@ pub(crate) fn end_by_store(tx: &mut Tx<'_>, held: &Held, verdict: &Verdict) -> R
     apply(tx, &PreparedFollow::of(&follow))
 }
 
-/// Back to where it came from, at its old place; the attempt was none.
-fn give_back(tx: &mut Tx<'_>, held: &Held, state: State) -> Result<(), Fault> {
-    tx.execute(
-        "UPDATE windlass_task SET state = ?2, at = ?3, attempt = attempt - 1, crashes = 0 WHERE seq = ?1",
-        params![held.seq, state_code(state), tx.now_micros()],
-    )?;
-    move_to(tx, held, state)
-}
-
 /// Counts the change and wakes whom it concerns.
 fn move_to(tx: &mut Tx<'_>, held: &Held, state: State) -> Result<(), Fault> {
-    tx.count(held.queue, Some(held.state), Some(state))?;
+    held.count_change(tx, state)?;
     if state.is_final() {
         tx.ended(&held.id);
     }
@@ -239,8 +266,8 @@ pub(crate) fn with_attempt(tx: &Tx<'_>, seq: i64, failure: &Failure) -> Result<S
     Ok(to_json(&history))
 }
 
-fn one(tx: &Tx<'_>, sql: &str, seq: i64) -> Result<i64, Fault> {
-    Ok(tx.prepare(sql)?.query_row([seq], |row| row.get(0))?)
+fn one(mut select: CachedStatement<'_>, seq: i64) -> Result<i64, Fault> {
+    Ok(select.query_row([seq], |row| row.get(0))?)
 }
 
 /// Makes a task that was claimed but cannot be read a dead letter: it would be claimed again and again.

@@ -206,7 +206,7 @@ impl<'a> Tx<'a> {
         Ok(next)
     }
 
-    /// How many ended tasks are kept, dead letters apart.
+    /// How many ended tasks the store's retention keeps; dead letters and results with a time of their own apart.
     pub(crate) fn ended_kept(&mut self) -> Result<i64, Fault> {
         if let Some(kept) = self.memory.transaction.ended_kept {
             return Ok(kept);
@@ -216,7 +216,7 @@ impl<'a> Tx<'a> {
         Ok(kept)
     }
 
-    /// How many tasks ended in this transaction, less those that were removed or revived; dead letters apart.
+    /// How many tasks ended in this transaction, less those that were removed or revived; as [`Tx::ended_kept`].
     pub(crate) fn ended_now(&self) -> i64 {
         self.memory.transaction.ended_now
     }
@@ -224,7 +224,7 @@ impl<'a> Tx<'a> {
     /// Notes that a task of `queue` left a state; `None` for a new task.
     ///
     /// Of the states that end a task, only the dead letters are counted down; the others count what ever ended so.
-    pub(crate) fn count(&mut self, queue: i64, from: Option<State>, to: Option<State>) -> Result<(), Fault> {
+    pub(crate) fn count(&mut self, queue: i64, from: Option<State>, to: Option<State>) {
         let counts = self.memory.transaction.counts.entry(queue).or_default();
         if let Some(from) = from
             && (!from.is_final() || from == State::Dead)
@@ -234,15 +234,15 @@ impl<'a> Tx<'a> {
         if let Some(to) = to {
             counts[rows::state_code(to) as usize] += 1;
         }
-        let kept =
-            |state: Option<State>| i64::from(state.is_some_and(|state| state.is_final() && state != State::Dead));
-        let change = kept(to) - kept(from);
-        if change != 0 {
-            let now_kept = self.ended_kept()? + change;
-            self.memory.transaction.ended_kept = Some(now_kept);
-            self.memory.transaction.ended_kept_moved = true;
-            self.memory.transaction.ended_now += change;
-        }
+    }
+
+    /// Notes that this many ended tasks more are kept by the store's retention, or fewer; dead letters apart.
+    pub(crate) fn keep(&mut self, change: i64) -> Result<(), Fault> {
+        let kept = self.ended_kept()? + change;
+        let transaction = &mut self.memory.transaction;
+        transaction.ended_kept = Some(kept);
+        transaction.ended_kept_moved = true;
+        transaction.ended_now += change;
         Ok(())
     }
 
@@ -272,7 +272,7 @@ impl<'a> Tx<'a> {
         {
             self.db
                 .prepare_cached(
-                    "UPDATE windlass_queue SET scheduled = scheduled + ?2, ready = ready + ?3, running = running + ?4, \
+                    "UPDATE windlass_queue SET used = 1, scheduled = scheduled + ?2, ready = ready + ?3, running = running + ?4, \
                      parked = parked + ?5, succeeded = succeeded + ?6, dead = dead + ?7, cancelled = cancelled + ?8, \
                      expired = expired + ?9 WHERE id = ?1",
                 )?
