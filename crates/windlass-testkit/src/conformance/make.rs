@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use windlass_core::backend::Demand;
 use windlass_core::state::{DeadReason, Spent};
-use windlass_core::{Args, Due, Envelope, Failure, Json, NodeId, QueueName, TaskName, Verdict};
+use windlass_core::view::{NodeInfo, NodePhase};
+use windlass_core::{Args, Due, Envelope, Failure, Json, NodeId, QueueName, TaskName, Timestamp, Verdict};
 
 /// The lease of most claims.
 pub(crate) const LEASE: Duration = secs(30);
@@ -105,4 +106,22 @@ pub(crate) fn again(after: Duration) -> Verdict {
 /// A task that is not ready yet: nothing failed and no attempt is spent.
 pub(crate) fn snooze(after: Duration) -> Verdict {
     Verdict::Again { after, spent: Spent::No, failure: None }
+}
+
+/// What a node says that knows these tasks.
+pub(crate) fn node_info(id: &NodeId, names: &[&str]) -> NodeInfo {
+    NodeInfo {
+        id: id.clone(),
+        host: "host".to_owned(),
+        pid: 1,
+        version: "1.0".to_owned(),
+        started_at: Timestamp::from_secs(1_700_000_000),
+        queues: vec![QueueName::default()],
+        tasks: names.iter().map(|name| TaskName::known(name)).collect(),
+        slots: 10,
+        busy: 1,
+        finished: 7,
+        failed: 2,
+        phase: NodePhase::Running,
+    }
 }

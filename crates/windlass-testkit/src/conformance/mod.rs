@@ -27,10 +27,24 @@ mod cases;
 mod harness;
 mod make;
 
+pub mod beat;
 pub mod claim;
+pub mod command;
+pub mod counts;
+pub mod find;
+pub mod flow;
+pub mod info;
+pub mod limits;
+pub mod list;
+pub mod pause;
+pub mod priority;
 pub mod push;
 pub mod renew;
+pub mod schedule;
 pub mod settle;
+pub mod tick;
+pub mod unique;
+pub mod watch;
 
 pub use harness::{Harness, Opened, PATIENCE, RETENTION, START, Setup};
 
@@ -63,11 +77,25 @@ macro_rules! __conformance_tests {
 #[cfg(test)]
 mod tests {
     /// The source of every module of cases, by its verb.
-    const SOURCES: [(&str, &str); 4] = [
+    const SOURCES: [(&str, &str); 18] = [
         ("push", include_str!("push.rs")),
         ("claim", include_str!("claim.rs")),
         ("renew", include_str!("renew.rs")),
         ("settle", include_str!("settle.rs")),
+        ("find", include_str!("find.rs")),
+        ("list", include_str!("list.rs")),
+        ("counts", include_str!("counts.rs")),
+        ("command", include_str!("command.rs")),
+        ("beat", include_str!("beat.rs")),
+        ("tick", include_str!("tick.rs")),
+        ("schedule", include_str!("schedule.rs")),
+        ("watch", include_str!("watch.rs")),
+        ("flow", include_str!("flow.rs")),
+        ("info", include_str!("info.rs")),
+        ("priority", include_str!("priority.rs")),
+        ("unique", include_str!("unique.rs")),
+        ("pause", include_str!("pause.rs")),
+        ("limits", include_str!("limits.rs")),
     ];
 
     #[test]
