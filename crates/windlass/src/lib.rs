@@ -39,7 +39,7 @@
 
 mod connect;
 
-pub use connect::{ConnectError, ConnectOptions, Location, connect, connect_with};
+pub use connect::{ConnectError, ConnectOptions, Location, NetworkFiles, connect, connect_with};
 pub use windlass_core::*;
 
 /// What nearly every file that declares or enqueues tasks needs.

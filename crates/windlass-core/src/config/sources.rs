@@ -72,6 +72,11 @@ impl Sources {
         self
     }
 
+    /// The name of the configuration file, when there is one.
+    pub fn file_name(&self) -> Option<&str> {
+        self.file.as_ref().map(|file| file.name.as_str())
+    }
+
     /// The `.env` file. One that is no UTF-8 or larger than 1 MiB is reported by [`Sources::load`].
     #[must_use]
     pub fn dotenv(mut self, name: impl Into<String>, content: impl AsRef<[u8]>) -> Self {

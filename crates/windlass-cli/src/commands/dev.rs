@@ -1,0 +1,105 @@
+//! `windlass dev`: a worker and a scheduler on one file, for a developer's machine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use windlass::config::LogFormat;
+use windlass::worker::{Shutdown, ShutdownStep};
+
+use super::worker::{Role, WorkFlags, node_name, run_node, settings_of, start_logs};
+use crate::args::Global;
+use crate::context::Context;
+use crate::exit::Outcome;
+use crate::program::Program;
+use crate::settings::{self, Override};
+use crate::signals;
+
+/// A compiler writes a program in pieces: it is whole when nothing has changed for one more look.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// Run tasks and schedules on one file, for development
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  windlass dev
+  windlass dev try.db --reload
+  windlass dev -c 2 -v")]
+pub(crate) struct Args {
+    /// The SQLite file [default: the store of the configuration, ./windlass.db]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Start again when the program or the configuration file changes
+    #[arg(long)]
+    reload: bool,
+    #[command(flatten)]
+    pub(crate) work: WorkFlags,
+}
+
+pub(crate) async fn run(global: &Global, args: Args, program: Program) -> Outcome {
+    let mut overrides = args.work.overrides();
+    if let Some(file) = &args.file {
+        overrides.push(Override { key: "store", flag: "FILE", value: format!("sqlite:{}", file.display()) });
+    }
+    let mut context = Context::new(global, overrides, program)?;
+    if context.loaded.config.log.format == LogFormat::Auto {
+        context.loaded.config.log.format = LogFormat::Pretty;
+    }
+    let node = node_name(context.loaded.config.worker.node.as_ref())?;
+    start_logs(&context, &node);
+    let backend = context.store_or_new().await?;
+    let shutdown = Shutdown::new();
+    let stops = signals::listen(Arc::clone(&backend), node.clone(), shutdown.clone());
+    // Both are remembered before they can change: the path of a program that is replaced is gone.
+    let program_file = std::env::current_exe()?;
+    let reload = args.reload.then(|| {
+        let mut watched = vec![program_file.clone()];
+        watched.extend(settings::file(global).map(PathBuf::from));
+        tokio::spawn(stop_on_change(watched, shutdown.clone()))
+    });
+    let settings = settings_of(&context.loaded.config.worker, node, Role::All);
+    run_node(context, backend, settings, shutdown).await?;
+    match reload {
+        // It has ended by itself only when it saw a change.
+        Some(watching) if watching.is_finished() => start_again(&program_file),
+        Some(_) | None => Ok(stops.exit()),
+    }
+}
+
+/// Begins the shutdown when one of the files has changed and is whole again.
+async fn stop_on_change(files: Vec<PathBuf>, shutdown: Shutdown) {
+    let look = || files.iter().map(|file| changed_at(file)).collect::<Vec<_>>();
+    let first = look();
+    let mut before = look();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now = look();
+        if now != first && now == before && now[0].is_some() {
+            tracing::info!(event = "reload", "the program or its configuration has changed: starting again");
+            return shutdown.begin(ShutdownStep::Graceful);
+        }
+        before = now;
+    }
+}
+
+fn changed_at(file: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = file.metadata().ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+/// Becomes the new program, with the same command line.
+fn start_again(program: &Path) -> Outcome {
+    let mut command = std::process::Command::new(program);
+    command.args(std::env::args_os().skip(1));
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::CommandExt;
+        // Comes back only when the new program cannot be started.
+        Err(command.exec().into())
+    }
+    #[cfg(not(unix))]
+    {
+        let ended = command.status()?;
+        Ok(if ended.success() { crate::exit::Exit::Ok } else { crate::exit::Exit::Failed })
+    }
+}

@@ -1,0 +1,101 @@
+//! The configuration of this run: file, `.env`, environment and the flags of the command line, and the store it names.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use windlass::config::{Loaded, Sources};
+use windlass::{Backend, ConnectOptions, Location, connect_with, redact};
+
+use crate::args::Global;
+use crate::exit::{Exit, Problem};
+
+/// A flag of the command line that sets a key of the configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Override {
+    /// The key: `worker.slots`.
+    pub(crate) key: &'static str,
+    /// The flag as it is written: `--slots`.
+    pub(crate) flag: &'static str,
+    /// Its value.
+    pub(crate) value: String,
+}
+
+impl Override {
+    /// The override that an optional flag makes.
+    pub(crate) fn of<T: ToString>(key: &'static str, flag: &'static str, value: Option<&T>) -> Option<Self> {
+        value.map(|value| Self { key, flag, value: value.to_string() })
+    }
+}
+
+/// Everything that makes up the configuration, not loaded yet.
+pub(crate) fn sources(global: &Global, overrides: impl IntoIterator<Item = Override>) -> Sources {
+    let mut sources = Sources::from_disk(global.config.as_deref());
+    if let Some(profile) = &global.profile {
+        sources = sources.profile(profile);
+    }
+    if let Some(store) = &global.store {
+        sources = sources.flag("store", "--store", store);
+    }
+    overrides.into_iter().fold(sources, |sources, one| sources.flag(one.key, one.flag, one.value))
+}
+
+/// Loads the configuration; every problem of it at once.
+pub(crate) fn load(sources: &Sources) -> Result<Loaded, Problem> {
+    sources.load().map_err(|errors| {
+        let count = errors.problems().len();
+        let what = if count == 1 { "the configuration has a problem" } else { "the configuration has problems" };
+        Problem::usage(
+            format_args!("{what}:\n{errors}"),
+            "mend the lines above; `windlass config show --origin` says where each value comes from",
+        )
+    })
+}
+
+/// Whether a store that does not exist may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It is made.
+    Create,
+    /// That is an error: looking at a store that is not there would answer "nothing" to a mistyped path.
+    Refuse,
+}
+
+/// Opens the store that the configuration names.
+pub(crate) async fn open(loaded: &Loaded, missing: Missing) -> Result<Arc<dyn Backend>, Problem> {
+    let config = &loaded.config;
+    let location: Location = config.store.parse()?;
+    if let (Location::Sqlite(path), Missing::Refuse) = (&location, missing)
+        && !path.exists()
+    {
+        return Err(no_store(path));
+    }
+    let options = ConnectOptions {
+        retention: config.retention,
+        busy_timeout: config.sqlite.busy_timeout,
+        network_files: if config.sqlite.allow_network_fs {
+            windlass::NetworkFiles::Allow
+        } else {
+            windlass::NetworkFiles::Refuse
+        },
+        ..ConnectOptions::default()
+    };
+    Ok(connect_with(&location, options).await?)
+}
+
+fn no_store(path: &Path) -> Problem {
+    Problem::new(
+        Exit::Unreachable,
+        format_args!("there is no store at `{}`", path.display()),
+        "name another with `--store URL`, or make this one with `windlass migrate up`",
+    )
+}
+
+/// The store as it may be shown.
+pub(crate) fn shown_store(loaded: &Loaded) -> String {
+    redact::url(&loaded.config.store)
+}
+
+/// The configuration file that is used, when there is one.
+pub(crate) fn file(global: &Global) -> Option<String> {
+    sources(global, []).file_name().map(str::to_owned)
+}
