@@ -33,6 +33,7 @@ impl Context {
         program: Program,
     ) -> Result<Self, Problem> {
         let loaded = settings::load(&settings::sources(global, overrides))?;
+        crate::builtin::configure(&loaded.config.tasks);
         Ok(Self { global: global.clone(), loaded, out: Out::of(global)?, program })
     }
 

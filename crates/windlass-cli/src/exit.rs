@@ -1,5 +1,6 @@
 //! How a command ends: the exit codes, and problems that say what to do next.
 
+use std::backtrace::Backtrace;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -71,12 +72,14 @@ pub struct Problem {
     text: String,
     next: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    /// Taken where the problem arose, when somebody asked for it.
+    backtrace: Option<Backtrace>,
 }
 
 impl Problem {
     /// A problem from its text and the next step, both whole sentences without a full stop.
     pub fn new(exit: Exit, text: impl fmt::Display, next: impl fmt::Display) -> Self {
-        Self { exit, text: text.to_string(), next: next.to_string(), source: None }
+        Self { exit, text: text.to_string(), next: next.to_string(), source: None, backtrace: backtrace() }
     }
 
     /// A wrong command line.
@@ -118,10 +121,19 @@ impl Problem {
         &self.text
     }
 
+    /// Where it arose; empty unless `WINDLASS_BACKTRACE=1` asked for it.
+    pub fn backtrace(&self) -> String {
+        self.backtrace.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
     /// What to do about it.
     pub fn next_step(&self) -> &str {
         &self.next
     }
+}
+
+fn backtrace() -> Option<Backtrace> {
+    crate::logs::wants_backtrace().then(Backtrace::force_capture)
 }
 
 impl fmt::Display for Problem {
@@ -147,7 +159,13 @@ impl From<StoreError> for Problem {
             StoreError::Broken(_) => (Exit::Failed, ASK_DOCTOR),
             StoreError::Rejected(_) => (Exit::Conflict, "ask for less at once"),
         };
-        Self { exit, text: error.to_string(), next: next.to_owned(), source: Some(Box::new(error)) }
+        Self {
+            exit,
+            text: error.to_string(),
+            next: next.to_owned(),
+            source: Some(Box::new(error)),
+            backtrace: backtrace(),
+        }
     }
 }
 

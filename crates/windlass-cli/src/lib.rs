@@ -27,9 +27,16 @@ pub mod demo;
 
 mod args;
 mod commands;
+mod context;
 mod exit;
+mod json;
 mod logs;
+mod output;
 mod program;
+mod select;
+mod settings;
+mod signals;
+mod task_args;
 
 use std::process::ExitCode;
 

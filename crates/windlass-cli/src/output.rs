@@ -212,7 +212,7 @@ impl Out {
             let label = self.tone(&format!("{label:width$}"), Tone::Dim);
             // Values of several lines stay below each other.
             let value = value.replace('\n', &format!("\n{:width$}  ", ""));
-            text.push_str(&format!("{label}  {value}\n"));
+            text.extend([&label, "  ", &value, "\n"]);
         }
         text
     }

@@ -4,7 +4,7 @@ use std::io::BufRead;
 use std::sync::Arc;
 
 use serde_json::json;
-use windlass::backend::{Command, Commanded, TaskAction, Target};
+use windlass::backend::{Command, Commanded, Target, TaskAction};
 use windlass::view::{Filter, PAGE_MAX, Page};
 use windlass::{Backend, State, TaskId};
 

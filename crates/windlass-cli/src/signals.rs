@@ -49,7 +49,8 @@ async fn receive(backend: Arc<dyn Backend>, node: NodeId, shutdown: Shutdown, st
     use tokio::signal::unix::{SignalKind, signal};
     // SIGTSTP has no constant in tokio; its number is the same on Linux for every processor but MIPS and SPARC.
     let tstp = SignalKind::from_raw(if cfg!(any(target_os = "macos", target_os = "freebsd")) { 18 } else { 20 });
-    let kinds = (SignalKind::terminate(), SignalKind::interrupt(), SignalKind::user_defined1(), SignalKind::user_defined2());
+    let kinds =
+        (SignalKind::terminate(), SignalKind::interrupt(), SignalKind::user_defined1(), SignalKind::user_defined2());
     let (Ok(mut term), Ok(mut int), Ok(mut usr1), Ok(mut usr2), Ok(mut stop)) =
         (signal(kinds.0), signal(kinds.1), signal(kinds.2), signal(kinds.3), signal(tstp))
     else {

@@ -36,8 +36,10 @@ pub(crate) fn definition_of(program: &Program, name: &TaskName) -> Result<&'stat
         let names = || program.definitions().iter().map(|definition| definition.name.as_str());
         let next = match nearest(name.as_str(), names()) {
             Some(nearest) => format!("did you mean `{nearest}`? `windlass task definitions` lists all tasks"),
-            None => "`windlass task definitions` lists all tasks; --unregistered enqueues for a worker of another program"
-                .to_owned(),
+            None => {
+                "`windlass task definitions` lists all tasks; --unregistered enqueues for a worker of another program"
+                    .to_owned()
+            }
         };
         Problem::new(Exit::NotFound, format_args!("there is no task `{name}` in this program"), next)
     })
@@ -219,7 +221,7 @@ mod tests {
             (&["to=x", "copies=300"], "argument `copies`: 300 is more than 255"),
             (&["to=x", "copies=many"], "argument `copies`: a whole number is expected, not the text \"many\""),
             (&["to:=5", "copies=1"], "argument `to`: text is expected, not the number 5"),
-            (&["to=x", "copies=1", "subjct=y"], "unknown argument `subjct`; did you mean `subject`?"),
+            (&["to=x", "copies=1", "subjct=y"], "unknown argument `subjct` (did you mean `subject`?)"),
             (&["to=x", "to=y"], "argument `to` is given twice"),
             (&["=x"], "`=x` is not an argument"),
             (&["to:=x"], "argument `to` is not JSON"),

@@ -85,7 +85,8 @@ fn show(global: &Global, keys: &[String], origin: bool) -> Outcome {
     let out = super::out(global)?;
     let loaded = settings::load(&settings::sources(global, []))?;
     let wanted = |name: &str| {
-        keys.is_empty() || keys.iter().any(|key| name == key || name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+        keys.is_empty()
+            || keys.iter().any(|key| name == key || name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
     };
     let rows: Vec<Row> = loaded
         .origins()
@@ -155,7 +156,8 @@ fn init(global: &Global, file: &std::path::Path, force: bool) -> Outcome {
     let mut options = std::fs::OpenOptions::new();
     let options = if force { options.create(true).truncate(true) } else { options.create_new(true) };
     let shown = file.display();
-    let written = options.write(true).open(file).and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
+    let written =
+        options.write(true).open(file).and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
     match written {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -241,7 +243,9 @@ mod tests {
         // The node's name and the signing key have no default: an empty one is refused, as it should be.
         let filled: Vec<&str> = text
             .lines()
-            .map(|line| line.strip_prefix("# ").filter(|rest| rest.contains(" = ") && !rest.ends_with("\"\"")).unwrap_or(line))
+            .map(|line| {
+                line.strip_prefix("# ").filter(|rest| rest.contains(" = ") && !rest.ends_with("\"\"")).unwrap_or(line)
+            })
             .collect();
         Sources::new().file("windlass.toml", filled.join("\n")).load().expect("the defaults are within their limits");
     }

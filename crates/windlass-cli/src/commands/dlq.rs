@@ -30,10 +30,13 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
     /// List dead letters, newest first
-    #[command(visible_alias = "list", after_help = "\
+    #[command(
+        visible_alias = "list",
+        after_help = "\
 EXAMPLES
   windlass dlq ls
-  windlass dlq ls -q 'queue:email reason:poison' -o wide")]
+  windlass dlq ls -q 'queue:email reason:poison' -o wide"
+    )]
     Ls(ListFlags),
     /// Show everything that is known of dead letters
     #[command(after_help = "\

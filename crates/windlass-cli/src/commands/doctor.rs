@@ -2,6 +2,8 @@
 
 mod look;
 
+use std::fmt::Write as _;
+
 use serde_json::json;
 
 use crate::args::Global;
@@ -89,23 +91,24 @@ fn report(out: &Out, findings: &[Finding]) -> Outcome {
     Ok(if worst == Level::Bad { Exit::Failed } else { Exit::Ok })
 }
 
+/// Writing to a string cannot fail.
 fn text(out: &Out, findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for finding in findings {
         let mark = out.tone(&format!("{:4}", finding.level.word()), finding.level.tone());
         let seen = finding.seen.replace('\n', &format!("\n{:width$}        ", ""));
-        text.push_str(&format!("{mark}  {:width$}  {seen}\n", finding.name));
+        let _ = writeln!(text, "{mark}  {:width$}  {seen}", finding.name);
         if !finding.advice.is_empty() {
-            text.push_str(&format!("{:width$}        {} {}\n", "", out.tone("try:", Tone::Strong), finding.advice));
+            let _ = writeln!(text, "{:width$}        {} {}", "", out.tone("try:", Tone::Strong), finding.advice);
         }
     }
     let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count();
     let (bad, warnings) = (count(Level::Bad), count(Level::Warning));
-    text.push_str(&match (bad, warnings) {
-        (0, 0) => "\neverything is as it should be\n".to_owned(),
-        (0, warnings) => format!("\nit works; {warnings} to look at\n"),
-        (bad, warnings) => format!("\n{bad} wrong, {warnings} to look at\n"),
-    });
+    let _ = match (bad, warnings) {
+        (0, 0) => writeln!(text, "\neverything is as it should be"),
+        (0, warnings) => writeln!(text, "\nit works; {warnings} to look at"),
+        (bad, warnings) => writeln!(text, "\n{bad} wrong, {warnings} to look at"),
+    };
     text
 }

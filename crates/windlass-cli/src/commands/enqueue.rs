@@ -31,14 +31,14 @@ EXAMPLES
   windlass enqueue http.request --arg url=https://example.org
   windlass enqueue http.request --args '{\"url\": \"https://example.org\", \"method\": \"POST\"}' --wait
   windlass enqueue http.request --from urls.ndjson --rate 50/s
-  windlass enqueue sleep --arg seconds=5 --delay 1h30m --priority 9 --unique nightly
+  windlass enqueue sleep --arg duration=5s --delay 1h30m --priority 9 --unique nightly
   generate | windlass enqueue send_mail --from - --queue email -o ndjson")]
 pub(crate) struct Args {
     /// The name of the task
     #[arg(value_name = "NAME")]
     name: TaskName,
     #[command(flatten)]
-    args: ArgsFlags,
+    given: ArgsFlags,
     /// One task for each line of a file of JSON lines; - is standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["args", "arg", "id"], help_heading = "Many tasks")]
     from: Option<String>,
@@ -148,7 +148,11 @@ impl TaskOptions {
 }
 
 /// The task that is meant: its definition, or none when it is enqueued for another program.
-pub(crate) fn find(program: &Program, name: &TaskName, unregistered: bool) -> Result<Option<&'static Definition>, Problem> {
+pub(crate) fn find(
+    program: &Program,
+    name: &TaskName,
+    unregistered: bool,
+) -> Result<Option<&'static Definition>, Problem> {
     match definition_of(program, name) {
         Ok(definition) => Ok(Some(definition)),
         Err(_) if unregistered => Ok(None),
@@ -172,17 +176,12 @@ pub(crate) fn envelope(
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     let definition = find(&context.program, &args.name, args.unregistered)?;
     if let Some(from) = &args.from {
-        let source = many::Source {
-            name: args.name,
-            definition,
-            options: args.options,
-            rate: args.rate,
-            form: args.lines,
-        };
+        let source =
+            many::Source { name: args.name, definition, options: args.options, rate: args.rate, form: args.lines };
         return many::run(context, source, from).await;
     }
     let now = SystemClock.now();
-    let mut envelope = envelope(&args.name, definition, args.args.read(definition)?, now);
+    let mut envelope = envelope(&args.name, definition, args.given.read(definition)?, now);
     args.options.apply(&mut envelope, now)?;
     if let Some(id) = args.id {
         envelope.id = id;

@@ -86,26 +86,22 @@ async fn look(context: &Context, args: &Args, findings: &mut Vec<Finding>) -> Re
     }
     let nodes = backend.nodes().await?;
     let alive = |phase: NodePhase| nodes.iter().filter(|node| node.alive && node.info.phase == phase).count();
-    let finding = match &args.node {
-        Some(wanted) => {
-            let wanted = super::worker::node_name(Some(wanted))?;
-            let node = nodes.iter().find(|node| node.info.id == wanted);
-            let good = node.is_some_and(|node| node.alive);
-            let detail = match node {
-                Some(node) => format!("{wanted} beat {}", crate::output::ago(node.beat_at, context.out.now())),
-                None => format!("{wanted} was not seen in the last day"),
-            };
-            Finding { name: "node", good, detail }
-        }
-        None => {
-            let (running, quiet) = (alive(NodePhase::Running), alive(NodePhase::Quiet));
-            let detail = match (running, quiet) {
-                (0, 0) => "no node is alive: start one with `windlass worker`".to_owned(),
-                (0, quiet) => format!("all {quiet} living nodes are quiet: `windlass node resume NODE`"),
-                (running, _) => format!("{running} running"),
-            };
-            Finding { name: "nodes", good: running > 0, detail }
-        }
+    let finding = if let Some(wanted) = &args.node {
+        let wanted = super::worker::node_name(Some(wanted))?;
+        let node = nodes.iter().find(|node| node.info.id == wanted);
+        let detail = match node {
+            Some(node) => format!("{wanted} beat {}", crate::output::ago(node.beat_at, context.out.now())),
+            None => format!("{wanted} was not seen in the last day"),
+        };
+        Finding { name: "node", good: node.is_some_and(|node| node.alive), detail }
+    } else {
+        let (running, quiet) = (alive(NodePhase::Running), alive(NodePhase::Quiet));
+        let detail = match (running, quiet) {
+            (0, 0) => "no node is alive: start one with `windlass worker`".to_owned(),
+            (0, quiet) => format!("all {quiet} living nodes are quiet: `windlass node resume NODE`"),
+            (running, _) => format!("{running} running"),
+        };
+        Finding { name: "nodes", good: running > 0, detail }
     };
     findings.push(finding);
     Ok(())

@@ -27,11 +27,14 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
     /// List nodes that were seen in the last day, the living first
-    #[command(visible_alias = "list", after_help = "\
+    #[command(
+        visible_alias = "list",
+        after_help = "\
 EXAMPLES
   windlass node ls
   windlass node ls --alive
-  windlass node ls --json")]
+  windlass node ls --json"
+    )]
     Ls {
         /// Only those that are alive
         #[arg(long)]

@@ -26,10 +26,13 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
     /// List queues with their tasks by state
-    #[command(visible_alias = "list", after_help = "\
+    #[command(
+        visible_alias = "list",
+        after_help = "\
 EXAMPLES
   windlass queue ls
-  windlass queue ls --json")]
+  windlass queue ls --json"
+    )]
     Ls,
     /// Show one queue
     #[command(after_help = "\
@@ -78,7 +81,9 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     match args.command {
         Command::Ls => list(context).await,
         Command::Show { name } => show(context, &name).await,
-        Command::Pause { names } => switch(context, names.into_iter().map(StoreCommand::PauseQueue).collect(), "paused").await,
+        Command::Pause { names } => {
+            switch(context, names.into_iter().map(StoreCommand::PauseQueue).collect(), "paused").await
+        }
         Command::Resume { names } => {
             switch(context, names.into_iter().map(StoreCommand::ResumeQueue).collect(), "resumed").await
         }
@@ -94,7 +99,9 @@ async fn list(context: &Context) -> Outcome {
     context.out.listing(&listing)?;
     if !counts.paused_tasks.is_empty() && !context.out.is_json() {
         let names: Vec<String> = counts.paused_tasks.iter().map(ToString::to_string).collect();
-        context.out.say(format_args!("paused tasks: {}; `windlass task resume NAME` starts them again", names.join(", ")));
+        context
+            .out
+            .say(format_args!("paused tasks: {}; `windlass task resume NAME` starts them again", names.join(", ")));
     }
     Ok(Exit::Ok)
 }
@@ -132,7 +139,8 @@ async fn show(context: &Context, name: &QueueName) -> Outcome {
         return Err(Problem::new(Exit::NotFound, format_args!("no task was ever in a queue `{name}`"), next));
     };
     context.out.object(name.as_str(), json::queue(name, found), || {
-        let mut fields = vec![("queue", name.to_string()), ("paused", if found.paused { "yes" } else { "no" }.to_owned())];
+        let mut fields =
+            vec![("queue", name.to_string()), ("paused", if found.paused { "yes" } else { "no" }.to_owned())];
         fields.extend(State::ALL.into_iter().map(|state| (state.as_str(), found.of(state).to_string())));
         fields.push(("oldest ready", found.oldest_ready_at.map(|at| context.out.when(at)).unwrap_or_default()));
         context.out.fields(&fields)

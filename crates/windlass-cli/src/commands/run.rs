@@ -20,13 +20,13 @@ use crate::task_args::ArgsFlags;
 EXAMPLES
   windlass run http.request --arg url=https://example.org
   windlass run http.request --arg url=https://example.org --inline
-  windlass run sleep --arg seconds=2 --timeout 10s")]
+  windlass run sleep --arg duration=2s --timeout 10s")]
 pub(crate) struct Args {
     /// The name of the task
     #[arg(value_name = "NAME")]
     name: TaskName,
     #[command(flatten)]
-    args: ArgsFlags,
+    given: ArgsFlags,
     /// Run it in this process, without a store
     #[arg(long)]
     inline: bool,
@@ -42,7 +42,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(context: Context, args: Args) -> Outcome {
     let definition = find(&context.program, &args.name, args.unregistered)?;
     let now = SystemClock.now();
-    let mut task = envelope(&args.name, definition, args.args.read(definition)?, now);
+    let mut task = envelope(&args.name, definition, args.given.read(definition)?, now);
     args.options.apply(&mut task, now)?;
     task.check(now)?;
     if args.inline {
@@ -76,7 +76,9 @@ async fn wait_for(client: &Client, task: Envelope, wait: WaitFor) -> Result<Reco
     let record = client.watch_all(std::slice::from_ref(&id), wait.timeout).await?.pop();
     record.ok_or_else(|| {
         let problem = Problem::from(WaitError::Timeout(wait.timeout));
-        problem.next(format_args!("it goes on: `windlass task wait {id}` waits for it, `windlass task cancel {id}` ends it"))
+        problem.next(format_args!(
+            "it goes on: `windlass task wait {id}` waits for it, `windlass task cancel {id}` ends it"
+        ))
     })
 }
 

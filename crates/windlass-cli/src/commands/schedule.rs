@@ -31,11 +31,14 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
     /// List schedules with their next slot
-    #[command(visible_alias = "list", after_help = "\
+    #[command(
+        visible_alias = "list",
+        after_help = "\
 EXAMPLES
   windlass schedule ls
   windlass schedule ls -o wide
-  windlass schedule ls --json")]
+  windlass schedule ls --json"
+    )]
     Ls,
     /// Show one schedule
     #[command(after_help = "\
@@ -68,9 +71,12 @@ EXAMPLES
   windlass schedule edit ping --args '{\"url\": \"https://example.com\"}'")]
     Edit(change::EditArgs),
     /// Forget schedules; tasks that they have pushed go on
-    #[command(visible_alias = "remove", after_help = "\
+    #[command(
+        visible_alias = "remove",
+        after_help = "\
 EXAMPLES
-  windlass schedule rm ping")]
+  windlass schedule rm ping"
+    )]
     Rm(Ids),
     /// Stop firing until resumed
     #[command(after_help = "\
@@ -122,7 +128,9 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         Command::Next(args) => next::run(context, args).await,
         Command::Add(args) => change::add(context, args).await,
         Command::Edit(args) => change::edit(context, args).await,
-        Command::Rm(ids) => each(context, ids, "removed", |record| ScheduleChange::Remove(record.schedule.id.clone())).await,
+        Command::Rm(ids) => {
+            each(context, ids, "removed", |record| ScheduleChange::Remove(record.schedule.id.clone())).await
+        }
         Command::Pause(ids) => {
             each(context, ids, "paused", |record| ScheduleChange::Pause(record.schedule.id.clone())).await
         }
@@ -227,12 +235,7 @@ async fn find(backend: &dyn Backend, id: &ScheduleId) -> Result<ScheduleRecord, 
 }
 
 /// Changes schedules one after the other; nothing happens when one of them is not known.
-async fn each(
-    context: &Context,
-    ids: Ids,
-    done: &str,
-    change: impl Fn(&ScheduleRecord) -> ScheduleChange,
-) -> Outcome {
+async fn each(context: &Context, ids: Ids, done: &str, change: impl Fn(&ScheduleRecord) -> ScheduleChange) -> Outcome {
     let backend = context.store().await?;
     let mut records = Vec::with_capacity(ids.ids.len());
     for id in &ids.ids {

@@ -34,12 +34,15 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
     /// List tasks, newest first
-    #[command(visible_alias = "list", after_help = "\
+    #[command(
+        visible_alias = "list",
+        after_help = "\
 EXAMPLES
   windlass task ls
   windlass task ls -q 'state:ready,scheduled queue:email name:send_mail'
   windlass task ls -q 'state:dead reason:poison since:2026-01-31T00:00:00Z' -o wide
-  windlass task ls -q state:dead -o id | windlass task retry --stdin")]
+  windlass task ls -q state:dead -o id | windlass task retry --stdin"
+    )]
     Ls(ListFlags),
     /// Show everything that is known of tasks
     #[command(after_help = "\
@@ -87,10 +90,13 @@ EXAMPLES
         to: QueueName,
     },
     /// Give tasks that wait another priority
-    #[command(visible_alias = "prioritize", after_help = "\
+    #[command(
+        visible_alias = "prioritize",
+        after_help = "\
 EXAMPLES
   windlass task prioritise order-1017 --to 9
-  windlass task prioritise -q 'key:acme state:ready' --to 7 --yes")]
+  windlass task prioritise -q 'key:acme state:ready' --to 7 --yes"
+    )]
     Prioritise {
         #[command(flatten)]
         selection: Selection,
@@ -152,7 +158,14 @@ EXAMPLES
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ListFlags {
     /// Only tasks that match, as in 'state:dead queue:mail name:send key:k workflow:ID reason:poison since:… until:…'
-    #[arg(short, long, value_name = "QUERY", default_value = "", hide_default_value = true, help_heading = "Selection")]
+    #[arg(
+        short,
+        long,
+        value_name = "QUERY",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Selection"
+    )]
     pub(crate) query: Filter,
     /// At most this many
     #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = read_limit, help_heading = "Selection")]
@@ -196,7 +209,9 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         Command::Cancel(selection) => {
             change(context, selection, &verb("cancel", "cancelled", TaskAction::Cancel), &[]).await
         }
-        Command::Retry(selection) => change(context, selection, &verb("retry", "retried", TaskAction::Retry), &[]).await,
+        Command::Retry(selection) => {
+            change(context, selection, &verb("retry", "retried", TaskAction::Retry), &[]).await
+        }
         Command::Discard(selection) => {
             change(context, selection, &verb("discard", "discarded", TaskAction::Discard), &[]).await
         }

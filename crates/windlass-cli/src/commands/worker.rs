@@ -1,47 +1,305 @@
-//! `windlass worker`: claims tasks and runs them until it is told to stop.
+//! `windlass worker`, `scheduler` and `all`: the roles of a node.
 
-use windlass::worker::{Settings, Shutdown, ShutdownStep, Worker};
-use windlass::{NodeId, event};
+use std::sync::Arc;
 
-use crate::args::Global;
+use windlass::config::{Loaded, WorkerConfig};
+use windlass::worker::{Schedules, Settings, Shutdown, Worker};
+use windlass::{Backend, NodeId, QueueName, Registry, event};
+
+use crate::args::{Cli, Command, Global};
+use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
+use crate::logs::{self, Labels, Stream};
 use crate::program::Program;
+use crate::settings::{self, Override, shown_store};
+use crate::signals;
 
-/// Runs tasks until it is told to stop.
+/// The heaviest queue, when earlier queues come first.
+const WEIGHT_FIRST: u32 = windlass::worker::WEIGHT_MAX;
+
+/// Run tasks until told to stop
+///
+/// TERM or INT finishes what runs, a second one gives it back at once; TSTP or USR1 takes no more tasks and stays; USR2
+/// logs what runs.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
-  windlass worker
-  windlass worker -Q email=3,default -c 8 --name w1@%h")]
+  windlass worker                                    tasks of the queue `default`
+  windlass worker -Q email=3,default -c 8            three of four times email first
+  windlass worker --name w1@%h --grace 1m --schedules
+  windlass worker --store sqlite:/var/lib/app/tasks.db")]
 pub(crate) struct Args {
-    /// How many tasks run at once.
-    #[arg(short = 'c', long, visible_alias = "slots")]
-    concurrency: Option<usize>,
+    #[command(flatten)]
+    node: NodeFlags,
+    #[command(flatten)]
+    work: WorkFlags,
+    /// Also fire schedules; any number of workers may
+    #[arg(long)]
+    schedules: bool,
 }
 
-pub(crate) async fn run(global: &Global, args: Args, program: Program) -> Outcome {
-    crate::logs::start();
-    let store = global.store.as_deref().unwrap_or("sqlite:windlass.db");
-    let backend = windlass::connect(store).await?;
-    let registry = program.build().await?;
-    let mut settings = Settings::new(NodeId::known(&format!("worker-{}", std::process::id())));
-    if let Some(slots) = args.concurrency {
-        settings.slots = slots;
+/// Fire schedules and keep house, without running tasks
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  windlass scheduler
+  windlass scheduler --name s1@%h
+  windlass scheduler --store sqlite:/var/lib/app/tasks.db")]
+pub(crate) struct SchedulerArgs {
+    #[command(flatten)]
+    node: NodeFlags,
+}
+
+/// Run tasks and fire schedules
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  windlass all
+  windlass all -Q email,default --slots 32")]
+pub(crate) struct AllArgs {
+    #[command(flatten)]
+    node: NodeFlags,
+    #[command(flatten)]
+    work: WorkFlags,
+}
+
+/// Flags of every role.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct NodeFlags {
+    /// The name in the fleet, unique; %h is the host, %p the process [default: host-process-random]
+    #[arg(short, long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Flags of roles that run tasks. Each overrides a key of the configuration.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct WorkFlags {
+    /// Queues to work on: earlier ones first, or by weight as in email=3,default [config: worker.queues]
+    #[arg(short = 'Q', long, value_name = "QUEUES")]
+    queues: Option<String>,
+    /// How many tasks run at once [config: worker.slots]
+    #[arg(short = 'c', long, visible_alias = "slots", value_name = "COUNT")]
+    concurrency: Option<String>,
+    /// How many threads run them [config: worker.threads]
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<String>,
+    /// How long running tasks may go on after the signal to stop [config: worker.grace]
+    #[arg(long, value_name = "DURATION")]
+    grace: Option<String>,
+    /// How long a task of a worker that died waits for another [config: worker.lease]
+    #[arg(long, value_name = "DURATION")]
+    lease: Option<String>,
+}
+
+impl NodeFlags {
+    fn overrides(&self) -> Vec<Override> {
+        Override::of("worker.node", "--name", self.name.as_ref()).into_iter().collect()
     }
+}
+
+impl WorkFlags {
+    pub(crate) fn overrides(&self) -> Vec<Override> {
+        [
+            Override::of("worker.queues", "--queues", self.queues.as_ref()),
+            Override::of("worker.slots", "--concurrency", self.concurrency.as_ref()),
+            Override::of("worker.threads", "--threads", self.threads.as_ref()),
+            Override::of("worker.grace", "--grace", self.grace.as_ref()),
+            Override::of("worker.lease", "--lease", self.lease.as_ref()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It runs tasks, and fires schedules when the configuration says so.
+    Worker,
+    /// It fires schedules.
+    Scheduler,
+    /// Both.
+    All,
+}
+
+/// How many threads the runtime of a role gets; `None` for one that runs no tasks.
+pub(crate) fn threads(cli: &Cli) -> Result<Option<usize>, Problem> {
+    let work = match &cli.command {
+        Command::Worker(args) => &args.work,
+        Command::All(args) => &args.work,
+        Command::Dev(args) => &args.work,
+        Command::Scheduler(_) => return Ok(Some(1)),
+        _ => return Ok(None),
+    };
+    Ok(Some(settings::load(&settings::sources(&cli.global, work.overrides()))?.config.worker.threads))
+}
+
+pub(crate) async fn worker(global: &Global, args: Args, program: Program) -> Outcome {
+    let mut overrides = [args.node.overrides(), args.work.overrides()].concat();
+    if args.schedules {
+        overrides.extend(Override::of("worker.schedules", "--schedules", Some(&true)));
+    }
+    start(Context::new(global, overrides, program)?, Role::Worker).await
+}
+
+pub(crate) async fn scheduler(global: &Global, args: SchedulerArgs, program: Program) -> Outcome {
+    start(Context::new(global, args.node.overrides(), program)?, Role::Scheduler).await
+}
+
+pub(crate) async fn all(global: &Global, args: AllArgs, program: Program) -> Outcome {
+    let overrides = [args.node.overrides(), args.work.overrides()].concat();
+    start(Context::new(global, overrides, program)?, Role::All).await
+}
+
+/// Runs a node until it is told to stop.
+async fn start(context: Context, role: Role) -> Outcome {
+    let node = node_name(context.loaded.config.worker.node.as_ref())?;
+    start_logs(&context, &node);
+    let backend = context.store_or_new().await?;
     let shutdown = Shutdown::new();
-    let stop = shutdown.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            stop.begin(ShutdownStep::Graceful);
-        }
-    });
-    let ended = Worker::new(backend, registry, settings).listener(event::Log).start(shutdown).await?;
+    let stops = signals::listen(Arc::clone(&backend), node.clone(), shutdown.clone());
+    let settings = settings_of(&context.loaded.config.worker, node, role);
+    run_node(context, backend, settings, shutdown).await?;
+    Ok(stops.exit())
+}
+
+/// Log lines of a node are its data.
+pub(crate) fn start_logs(context: &Context, node: &NodeId) {
+    let labels = Labels { worker: Some(node.to_string()), service: context.program.name().to_owned() };
+    logs::start(&context.global, &context.loaded.config.log, Stream::Stdout, labels);
+}
+
+/// Runs a node whose signals somebody else hears.
+pub(crate) async fn run_node(
+    context: Context,
+    backend: Arc<dyn Backend>,
+    settings: Settings,
+    shutdown: Shutdown,
+) -> Result<(), Problem> {
+    let Context { loaded, program, .. } = context;
+    let registry = program.build().await?;
+    say_hello(&loaded, &backend, &settings, &registry).await?;
+    let worker = Worker::new(backend, registry, settings).listener(event::Log).host(&host());
+    let ended = worker.start(shutdown).await.map_err(|error| {
+        Problem::new(Exit::Failed, format_args!("the engine's thread cannot be started: {error}"), "see `ulimit -u`")
+    })?;
     if ended.left_behind > 0 {
         return Err(Problem::new(
             Exit::Failed,
-            format_args!("{} attempts could not be settled or given back", ended.left_behind),
-            "their leases run out by themselves; then other workers run them again",
+            format_args!("{} attempts could not be settled or given back: the store did not answer", ended.left_behind),
+            "nothing is lost: their leases run out, then other workers run them again",
         ));
     }
-    Ok(Exit::Ok)
+    Ok(())
+}
+
+/// Says once what an operator wants to know of a node that starts.
+async fn say_hello(
+    loaded: &Loaded,
+    backend: &Arc<dyn Backend>,
+    settings: &Settings,
+    registry: &Registry,
+) -> Result<(), Problem> {
+    let info = backend.info().await?;
+    let queues: Vec<String> = settings.queues.iter().map(|(queue, weight)| format!("{queue}={weight}")).collect();
+    let tasks: Vec<String> = registry.names().iter().map(ToString::to_string).collect();
+    tracing::info!(
+        event = "worker_starting",
+        node = %settings.node,
+        store = %shown_store(loaded),
+        durability = %info.durability,
+        queues = %queues.join(","),
+        slots = settings.slots,
+        tasks = %tasks.join(","),
+        schedules = matches!(settings.schedules, Schedules::Fire),
+        "worker starting"
+    );
+    if tasks.is_empty() && settings.slots > 0 {
+        tracing::warn!(event = "no_tasks", "this program declares no task: everything it claims will be parked");
+    }
+    Ok(())
+}
+
+/// The engine's settings for a role.
+pub(crate) fn settings_of(config: &WorkerConfig, node: NodeId, role: Role) -> Settings {
+    let fires = match role {
+        Role::Worker => config.schedules,
+        Role::Scheduler | Role::All => true,
+    };
+    Settings {
+        queues: weighted(&config.queues, |queue| config.weights.get(queue).copied()),
+        slots: if role == Role::Scheduler { 0 } else { config.slots },
+        lease: config.lease,
+        grace: config.grace,
+        cancel_grace: config.cancel_grace,
+        schedules: if fires { Schedules::Fire } else { Schedules::Leave },
+        ..Settings::new(node)
+    }
+}
+
+/// Queues with weights. Without any, earlier queues come first: by weights that fall steeply, so that a queue which is
+/// never empty cannot starve the others for ever.
+fn weighted(queues: &[QueueName], weight_of: impl Fn(&QueueName) -> Option<u32>) -> Vec<(QueueName, u32)> {
+    if queues.iter().any(|queue| weight_of(queue).is_some()) {
+        return queues.iter().map(|queue| (queue.clone(), weight_of(queue).unwrap_or(1))).collect();
+    }
+    let steps = queues.len().saturating_sub(1).max(1) as f64;
+    let weight = |at: usize| f64::from(WEIGHT_FIRST).powf(1.0 - at as f64 / steps).round().max(1.0) as u32;
+    queues.iter().enumerate().map(|(at, queue)| (queue.clone(), weight(at))).collect()
+}
+
+/// The name of this node, with what stands for the machine and the process put in.
+pub(crate) fn node_name(wanted: Option<&NodeId>) -> Result<NodeId, Problem> {
+    let process = std::process::id();
+    let name = match wanted {
+        Some(name) => name.as_str().replace("%h", &host()).replace("%p", &process.to_string()),
+        // Containers share names of hosts and numbers of processes across machines.
+        None => format!("{}-{process}-{:04x}", host(), fastrand::u16(..)),
+    };
+    NodeId::new(&name).map_err(|error| Problem::usage(error, "choose another with `--name`"))
+}
+
+/// The name of this machine.
+pub(crate) fn host() -> String {
+    let file = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let ask =
+        || std::process::Command::new("hostname").output().ok().and_then(|out| String::from_utf8(out.stdout).ok());
+    let name = file.or_else(|| std::env::var("COMPUTERNAME").ok()).or_else(ask).unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weights(queues: &str) -> Vec<u32> {
+        let sources = windlass::config::Sources::new().flag("worker.queues", "--queues", queues);
+        let config = sources.load().unwrap().config.worker;
+        settings_of(&config, NodeId::known("w"), Role::Worker).queues.into_iter().map(|(_, weight)| weight).collect()
+    }
+
+    #[test]
+    fn earlier_queues_come_first_unless_one_has_a_weight() {
+        assert_eq!(weights("a"), [1000]);
+        assert_eq!(weights("a,b"), [1000, 1]);
+        assert_eq!(weights("a,b,c"), [1000, 32, 1]);
+        assert_eq!(weights("a=3,b"), [3, 1]);
+    }
+
+    #[test]
+    fn a_scheduler_has_no_slots_and_fires() {
+        let config = windlass::config::Config::default().worker;
+        let settings = settings_of(&config, NodeId::known("s"), Role::Scheduler);
+        assert_eq!((settings.slots, settings.schedules), (0, Schedules::Fire));
+        assert_eq!(settings_of(&config, NodeId::known("w"), Role::Worker).schedules, Schedules::Leave);
+    }
+
+    #[test]
+    fn a_name_says_where_it_runs() {
+        let name = node_name(Some(&NodeId::known("w1@%h"))).unwrap();
+        assert_eq!(name.as_str(), format!("w1@{}", host()));
+        assert_ne!(node_name(None).unwrap(), node_name(None).unwrap());
+    }
 }

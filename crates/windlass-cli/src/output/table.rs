@@ -148,7 +148,7 @@ impl Listing {
             self.fit(&shown, &mut texts, width);
         }
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(shown.iter().map(|at| self.columns[*at].title));
         for row in &texts {
             table.add_row(row);

@@ -17,16 +17,14 @@ pub(crate) fn ago(at: Timestamp, now: Timestamp) -> String {
 /// A duration in at most two units: `1h5m`, `12d`, `340ms`.
 pub(crate) fn roughly(duration: Duration) -> String {
     let secs = duration.as_secs();
-    let rounded = match secs {
-        0 => Duration::from_millis(duration.as_millis() as u64),
-        1..60 => Duration::from_secs(secs),
-        60..600 => Duration::from_secs(secs),
-        600..3_600 => Duration::from_secs(secs / 60 * 60),
-        3_600..36_000 => Duration::from_secs(secs / 60 * 60),
-        36_000..86_400 => Duration::from_secs(secs / 3_600 * 3_600),
-        86_400..864_000 => Duration::from_secs(secs / 3_600 * 3_600),
-        _ => Duration::from_secs(secs / 86_400 * 86_400),
+    let unit = match secs {
+        0 => return format_duration(Duration::from_millis(duration.as_millis() as u64)),
+        1..600 => 1,
+        600..36_000 => 60,
+        36_000..864_000 => 3_600,
+        _ => 86_400,
     };
+    let rounded = Duration::from_secs(secs / unit * unit);
     format_duration(rounded)
 }
 

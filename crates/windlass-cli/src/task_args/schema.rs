@@ -144,9 +144,8 @@ fn check_object(
     for (name, value) in fields {
         let at = format!("{path}.{name}");
         match (schema["properties"].get(name), schema.get("additionalProperties")) {
-            (Some(schema), _) => check_at(schema, value, &at, depth + 1)?,
+            (Some(schema), _) | (None, Some(schema @ Value::Object(_))) => check_at(schema, value, &at, depth + 1)?,
             (None, Some(Value::Bool(false))) => return Err(format!("{path}: `{}` is unknown", cut(name, 60))),
-            (None, Some(schema @ Value::Object(_))) => check_at(schema, value, &at, depth + 1)?,
             (None, _) => {}
         }
     }
@@ -192,9 +191,17 @@ mod tests {
             (json!({"type": "string"}), json!(5), ": text is expected, not the number 5"),
             (json!({"type": ["integer", "null"]}), json!("x"), ": a whole number is expected, not the text \"x\""),
             (json!({"enum": ["GET", "PUT"]}), json!("PUD"), ": \"GET\" or \"PUT\" is expected, not the text \"PUD\""),
-            (json!({"anyOf": [{"type": "string"}, {"type": "null"}]}), json!(1), ": text is expected, not the number 1"),
+            (
+                json!({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+                json!(1),
+                ": text is expected, not the number 1",
+            ),
             (json!({"items": {"type": "string"}}), json!(["x", 2]), "[1]: text is expected, not the number 2"),
-            (json!({"properties": {"a": {"type": "boolean"}}}), json!({"a": 1}), ".a: true or false is expected, not the number 1"),
+            (
+                json!({"properties": {"a": {"type": "boolean"}}}),
+                json!({"a": 1}),
+                ".a: true or false is expected, not the number 1",
+            ),
             (json!({"required": ["a"]}), json!({}), ": `a` is missing"),
             (json!({"additionalProperties": false}), json!({"b": 1}), ": `b` is unknown"),
             (json!({"minimum": 0}), json!(-1), ": -1 is less than 0"),

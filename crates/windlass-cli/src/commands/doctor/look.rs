@@ -56,7 +56,9 @@ pub(super) async fn at_everything(global: &Global, program: &Program, out: &Out)
     match tokio::time::timeout(PATIENCE, at_store(backend.as_ref(), program, out, &mut findings)).await {
         Ok(Ok(())) => {}
         Ok(Err(problem)) => findings.push(Finding::bad("store", problem.text(), "see the log of the workers")),
-        Err(_) => findings.push(Finding::bad("store", "it stopped answering", "see the load and the disk of the machine")),
+        Err(_) => {
+            findings.push(Finding::bad("store", "it stopped answering", "see the load and the disk of the machine"));
+        }
     }
     findings
 }
@@ -70,7 +72,8 @@ fn at_configuration(loaded: &Loaded, file: Option<&str>) -> Finding {
 /// The file of a store: may it be written, is there space, does the clock agree.
 fn at_file(path: &Path, now: Timestamp) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_owned);
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_owned);
     if !folder.exists() {
         let seen = format!("the folder {} does not exist", folder.display());
         return vec![Finding::bad("folder", seen, format!("make it: `mkdir -p {}`", folder.display()))];
@@ -221,14 +224,21 @@ fn at_queues<'q>(
     let mut findings = Vec::new();
     let works_on = |queue: &QueueName| {
         nodes.iter().any(|node| {
-            node.alive && node.info.phase == NodePhase::Running && node.info.slots > 0 && node.info.queues.contains(queue)
+            node.alive
+                && node.info.phase == NodePhase::Running
+                && node.info.slots > 0
+                && node.info.queues.contains(queue)
         })
     };
     for (name, counts) in queues {
         let waits = counts.oldest_ready_at.map(|at| now.since(at)).unwrap_or_default();
         if counts.paused {
             let seen = format!("`{name}` is paused with {} ready", counts.ready);
-            findings.push(Finding::warning("paused queue", seen, format!("`windlass queue resume {name}` when it is over")));
+            findings.push(Finding::warning(
+                "paused queue",
+                seen,
+                format!("`windlass queue resume {name}` when it is over"),
+            ));
         } else if counts.ready > 0 && !works_on(name) {
             let seen = format!("`{name}` has {} and nobody works on it", plural(counts.ready, "ready task"));
             findings.push(Finding::warning("stuck queue", seen, format!("start `windlass worker -Q {name}`")));
@@ -307,7 +317,8 @@ mod tests {
 
     #[test]
     fn nodes_that_are_gone_or_ahead_are_seen() {
-        let names = |nodes: &[Node]| at_nodes(nodes, NOW).into_iter().map(|one| (one.name, one.level)).collect::<Vec<_>>();
+        let names =
+            |nodes: &[Node]| at_nodes(nodes, NOW).into_iter().map(|one| (one.name, one.level)).collect::<Vec<_>>();
         assert_eq!(names(&[node(true, "a")]), [("nodes", Level::Good)]);
         assert_eq!(names(&[node(false, "a")]), [("nodes", Level::Warning), ("lost nodes", Level::Warning)]);
         let ahead = Node { beat_at: NOW + Duration::from_secs(60), ..node(true, "a") };

@@ -84,9 +84,7 @@ impl Source {
                 Some(serde_json::from_str::<WithOptions>(text).map_err(|error| error.to_string())?)
             }
             (LinesForm::Auto, _) if self.takes_args() => None,
-            (LinesForm::Auto, _) => {
-                serde_json::from_str::<WithOptions>(text).ok().filter(|line| line.args.is_some())
-            }
+            (LinesForm::Auto, _) => serde_json::from_str::<WithOptions>(text).ok().filter(|line| line.args.is_some()),
         };
         let mut options = self.options.clone();
         let (args, id) = match with_options {
@@ -156,6 +154,19 @@ struct Tally {
     last_line: u64,
 }
 
+impl Tally {
+    fn in_words(&self) -> String {
+        let mut words = vec![format!("enqueued {}", plural(self.enqueued, "task"))];
+        if self.existing > 0 {
+            words.push(format!("{} were there already", self.existing));
+        }
+        if self.wrong > 0 {
+            words.push(format!("{} refused", plural(self.wrong, "line")));
+        }
+        words.join(", ")
+    }
+}
+
 pub(super) async fn run(context: &Context, source: Source, from: &str) -> Outcome {
     let (input, size): (Box<dyn Read + Send>, Option<u64>) = if from == "-" {
         (Box::new(io::stdin()), None)
@@ -180,15 +191,9 @@ pub(super) async fn run(context: &Context, source: Source, from: &str) -> Outcom
     run.bar.finish_and_clear();
     run.close()?;
     let tally = &run.tally;
-    let mut said = format!("enqueued {}", plural(tally.enqueued, "task"));
-    if tally.existing > 0 {
-        said.push_str(&format!(", {} were there already", tally.existing));
-    }
-    if tally.wrong > 0 {
-        said.push_str(&format!(", {} refused", plural(tally.wrong, "line")));
-    }
-    context.out.say(said);
-    let go_on = format!("lines up to {} are dealt with: go on with `tail -n +{}`", tally.last_line, tally.last_line + 1);
+    context.out.say(tally.in_words());
+    let go_on =
+        format!("lines up to {} are dealt with: go on with `tail -n +{}`", tally.last_line, tally.last_line + 1);
     match ended {
         Ok(Some(interrupted)) => {
             context.out.say(format_args!("interrupted; {go_on}"));
@@ -379,8 +384,8 @@ mod tests {
     #[test]
     fn a_line_is_arguments_or_arguments_with_options() {
         let read = |text: &str| source(LinesForm::Auto).task_of(text).unwrap();
-        assert_eq!(read(r#"{"to": "x"}"#).args.keyword().unwrap().as_str(), r#"{"to":"x"}"#);
-        assert_eq!(read("[1, 2]").args.positional().unwrap().as_str(), "[1,2]");
+        assert_eq!(read(r#"{"to": "x"}"#).args.keyword().unwrap().as_str(), r#"{"to": "x"}"#);
+        assert_eq!(read("[1, 2]").args.positional().unwrap().as_str(), "[1, 2]");
         let task = read(r#"{"args": {"to": "x"}, "id": "a", "delay": "5m", "priority": 9, "retries": 0}"#);
         assert_eq!((task.id.to_string().as_str(), task.due), ("a", Due::After(Duration::from_secs(300))));
         assert_eq!((task.priority.level(), task.retries), (9, Some(0)));

@@ -5,10 +5,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::json;
 use windlass::backend::{ScheduleChange, ScheduleChanged};
-use windlass::schedule::{Dialect, InvalidSchedule, Jitter, Missed, MissedPolicy, Origin, Overlap, Schedule, Spec, SpecError};
-use windlass::{
-    Clock, InvalidEnvelope, Key, Priority, QueueName, ScheduleId, SystemClock, TaskId, TaskName, Timestamp, parse_duration,
+use windlass::schedule::{
+    Dialect, InvalidSchedule, Jitter, Missed, MissedPolicy, Origin, Overlap, Schedule, Spec, SpecError,
 };
+use windlass::{Clock, Key, Priority, QueueName, ScheduleId, SystemClock, TaskId, TaskName, Timestamp, parse_duration};
 
 use super::{find, warn_of_code};
 use crate::commands::enqueue::{TaskOptions, envelope, find as find_definition};
@@ -135,7 +135,8 @@ impl WhenFlags {
             return Ok(Some(Spec::once(at)));
         }
         if let Some(every) = &self.every {
-            let period = parse_duration(every).map_err(|error| Problem::usage(format_args!("--every: {error}"), WRITE_EVERY))?;
+            let period =
+                parse_duration(every).map_err(|error| Problem::usage(format_args!("--every: {error}"), WRITE_EVERY))?;
             // Slots are whole periods since 1970, so that every node agrees.
             return Spec::every(period, Timestamp::MIN).map(Some).map_err(|error| wrong_spec(&error));
         }
@@ -163,7 +164,10 @@ impl WhenFlags {
 const WRITE_EVERY: &str = "write it as 30s, 5m or 1h30m";
 
 fn wrong_spec(error: &SpecError) -> Problem {
-    Problem::usage(error, "see when it would fire with `windlass schedule next --cron '0 3 * * *' --zone Europe/Berlin`")
+    Problem::usage(
+        error,
+        "see when it would fire with `windlass schedule next --cron '0 3 * * *' --zone Europe/Berlin`",
+    )
 }
 
 impl PolicyFlags {
@@ -185,7 +189,8 @@ impl PolicyFlags {
             };
         }
         if let Some(jitter) = self.jitter {
-            schedule.jitter = Jitter::up_to(jitter).map_err(|error| Problem::usage(error, "choose a shorter `--jitter`"))?;
+            schedule.jitter =
+                Jitter::up_to(jitter).map_err(|error| Problem::usage(error, "choose a shorter `--jitter`"))?;
         }
         Ok(())
     }
@@ -263,7 +268,7 @@ pub(super) async fn edit(context: &Context, args: EditArgs) -> Outcome {
 async fn put(context: &Context, backend: &dyn windlass::Backend, schedule: Schedule, done: &str) -> Outcome {
     let now = SystemClock.now();
     schedule.check(Timestamp::MIN).map_err(|error| match error {
-        InvalidSchedule::Task(error) => Problem::from(InvalidEnvelope::from(error)),
+        InvalidSchedule::Task(error) => Problem::from(error),
         error => Problem::usage(error, "see `windlass schedule add --help`"),
     })?;
     let next = schedule.spec.next(now);

@@ -29,7 +29,10 @@ const COLUMNS: &[Column] = &[Column::new("SLOT"), Column::new("IN ITS ZONE"), Co
 
 pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     if args.count == 0 || args.count > PREVIEW_MAX {
-        return Err(Problem::usage(format_args!("{} slots cannot be shown", args.count), format_args!("choose 1 to {PREVIEW_MAX}")));
+        return Err(Problem::usage(
+            format_args!("{} slots cannot be shown", args.count),
+            format_args!("choose 1 to {PREVIEW_MAX}"),
+        ));
     }
     let now = SystemClock.now();
     let spec = match (&args.id, args.when.spec(None)?) {

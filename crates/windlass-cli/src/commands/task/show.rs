@@ -62,7 +62,9 @@ pub(super) fn describe(out: &Out, record: &Record, secrets: Secrets) -> String {
         Source::Workflow => "a workflow".to_owned(),
     };
     let headers: Vec<String> = match json::task(record, secrets)["headers"].as_object() {
-        Some(headers) => headers.iter().map(|(name, value)| format!("{name}: {}", value.as_str().unwrap_or("?"))).collect(),
+        Some(headers) => {
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.as_str().unwrap_or("?"))).collect()
+        }
         None => Vec::new(),
     };
     let text_of = |text: Option<String>| text.unwrap_or_default();
@@ -169,7 +171,8 @@ mod tests {
     #[test]
     fn a_task_is_shown_without_secrets_and_control_characters() {
         let text = describe(&out(), &record(), Secrets::Mask);
-        for part in ["http.request", "attempts_used_up", "http_503: busy", "https://example.org", "2027-01-15T08:00:00"] {
+        for part in ["http.request", "attempts_used_up", "http_503: busy", "https://example.org", "2027-01-15T08:00:00"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("hunter2") && !text.contains('\u{1b}'), "{text}");
@@ -179,7 +182,9 @@ mod tests {
     #[test]
     fn the_json_of_a_task_always_has_every_key() {
         let json = json::task(&record(), Secrets::Mask);
-        for key in ["id", "state", "arguments", "positional", "result", "failure", "history", "due_at", "progress", "key"] {
+        for key in
+            ["id", "state", "arguments", "positional", "result", "failure", "history", "due_at", "progress", "key"]
+        {
             assert!(json.get(key).is_some(), "{key}");
         }
         assert_eq!(json["reason"], "attempts_used_up");

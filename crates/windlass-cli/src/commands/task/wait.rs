@@ -130,7 +130,9 @@ pub(crate) fn ended(out: &Out, record: &Record) -> Outcome {
             Err(Problem::new(
                 Exit::Failed,
                 format_args!("the task gave up: {}: {}", failure.class, crate::output::one_line(&failure.message)),
-                format_args!("see its attempts with `windlass task show {id}`, replay it with `windlass task retry {id}`"),
+                format_args!(
+                    "see its attempts with `windlass task show {id}`, replay it with `windlass task retry {id}`"
+                ),
             ))
         }
         state @ (State::Cancelled
