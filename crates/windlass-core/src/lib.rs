@@ -16,6 +16,7 @@ pub mod error;
 pub mod event;
 pub mod flow;
 pub mod json;
+pub mod metrics;
 pub mod middleware;
 pub mod names;
 pub mod redact;

@@ -43,6 +43,7 @@ impl Runner {
             loop {
                 let wait = next.map_or(LOOK_AGAIN, |next| next.since(self.clock.now()).min(LOOK_AGAIN));
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(wait) => {}
                     changed = next_slot.changed() => {
                         if changed.is_err() {
@@ -58,6 +59,7 @@ impl Runner {
         };
         // What a dropped fire has done stays right: the store moves a schedule and pushes in one step.
         tokio::select! {
+            biased;
             () = work => {}
             () = stop.cancelled() => {}
         }

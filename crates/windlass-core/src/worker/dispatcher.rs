@@ -192,8 +192,13 @@ impl Backoff {
         *self = Self::default();
     }
 
-    fn waits(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| until > now)
+    /// A wait that is over must not wake the worker again.
+    fn look_at_the_time(&mut self, now: Instant) {
+        self.until = self.until.filter(|until| *until > now);
+    }
+
+    fn waits(&self) -> bool {
+        self.until.is_some()
     }
 }
 
@@ -248,32 +253,43 @@ impl Dispatcher {
             Event::Shutdown(step) => self.shut_down(step, now, &mut effects),
         }
         self.look_at_the_time(now, &mut effects);
-        self.settle(now, &mut effects);
-        self.claim(now, &mut effects);
-        if self.phase == NodePhase::Stopping {
-            self.leave(now, &mut effects);
+        self.settle(&mut effects);
+        self.claim(&mut effects);
+        match self.phase {
+            NodePhase::Running | NodePhase::Quiet => {}
+            NodePhase::Stopping => self.leave(now, &mut effects),
+            // The last beat is a courtesy.
+            NodePhase::Stopped if self.leave_at.is_some_and(|leave_at| leave_at <= now) => effects.push(Effect::Leave),
+            NodePhase::Stopped => {}
         }
         effects
     }
 
     /// When [`Event::Woken`] is due.
     pub(crate) fn wake_at(&self) -> Instant {
-        let again = [&self.claim_again, &self.settle_again].into_iter().filter_map(|backoff| backoff.until);
-        let fixed = [self.tick_at, self.beat_at, self.watch_at].into_iter();
-        let stopping = [self.ask_at, self.leave_at].into_iter().flatten();
-        fixed.chain(again).chain(stopping).min().unwrap_or(self.watch_at)
+        // What is on its way is waited for by its answer: its time may have passed.
+        let timers = [
+            (!self.ticking).then_some(self.tick_at),
+            (!self.beating).then_some(self.beat_at),
+            Some(self.watch_at),
+            self.claim_again.until,
+            self.settle_again.until,
+            self.ask_at,
+            self.leave_at,
+        ];
+        timers.into_iter().flatten().min().unwrap_or(self.watch_at)
     }
 
     // Claiming and starting.
 
-    fn claim(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+    fn claim(&mut self, effects: &mut Vec<Effect>) {
         let free = self.slots.saturating_sub(self.busy);
         let unsettled = self.unsettled.len() + self.repeat.iter().map(|batch| batch.settled.len()).sum::<usize>();
         if self.phase != NodePhase::Running
             || self.claiming.is_some()
             || free == 0
             || unsettled >= UNSETTLED_MAX
-            || self.claim_again.waits(now)
+            || self.claim_again.waits()
         {
             return;
         }
@@ -342,9 +358,9 @@ impl Dispatcher {
                 overdue_at,
                 drop_at: None,
             };
+            effects.push(Effect::Tell(Told::Started(Arc::clone(&call))));
             if self.phase == NodePhase::Running {
                 self.busy += 1;
-                effects.push(Effect::Tell(Told::Started(Arc::clone(&call))));
                 calls.push(call);
             } else {
                 // The claim was on its way when the worker was told to stop.
@@ -386,8 +402,8 @@ impl Dispatcher {
     }
 
     /// Step 12 of the main line: everything that has ended since the last settle.
-    fn settle(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        if self.settling || self.settle_again.waits(now) {
+    fn settle(&mut self, effects: &mut Vec<Effect>) {
+        if self.settling || self.settle_again.waits() {
             return;
         }
         let batch = match self.repeat.pop() {
@@ -467,6 +483,8 @@ impl Dispatcher {
     // Keeping what is held.
 
     fn look_at_the_time(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.claim_again.look_at_the_time(now);
+        self.settle_again.look_at_the_time(now);
         if self.ask_at.is_some_and(|ask_at| ask_at <= now) {
             self.ask_at = None;
             self.ask_all(StopReason::Shutdown, now + STOP_GRACE);
@@ -690,7 +708,8 @@ impl Dispatcher {
         let nothing_held = self.held.iter().flatten().all(|held| matches!(held.ending, Ending::Over));
         let done = nothing_held && self.claiming.is_none() && !self.settling && self.repeat.is_empty();
         if done || self.leave_at.is_some_and(|leave_at| leave_at <= now) {
-            self.leave_at = None;
+            self.ask_at = None;
+            self.leave_at = Some(now + BEAT);
             self.phase = NodePhase::Stopped;
             effects.push(Effect::Tell(Told::Phase(NodePhase::Stopped)));
             self.beat(now, effects);
