@@ -3,8 +3,13 @@
 //!
 //! - [`TestClock`]: time that stands still until a test moves it.
 //! - [`conformance`]: the contract of [`Backend`](windlass_core::Backend), case by case.
+//! - [`FaultyStore`]: a store behind a bad line.
+//! - [`sim`]: a whole fleet in simulated time, with bad luck from a seed.
 
 pub mod clock;
 pub mod conformance;
+pub mod faulty;
+pub mod sim;
 
 pub use clock::TestClock;
+pub use faulty::{Faults, FaultyStore};
