@@ -3,7 +3,7 @@
 //! A task is in exactly the indexes that its [`Stage`] asks for. Only [`Data::enter`] and [`Data::leave`] touch these
 //! indexes and the counters, so they cannot disagree: every change of a task is "leave, change, enter".
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use windlass_core::state::{DeadReason, rank};
@@ -14,6 +14,7 @@ use windlass_core::{
 
 use crate::fleet::Fleet;
 use crate::groups::Group;
+use crate::hash::FastMap;
 use crate::push::UniqueKeys;
 use crate::retention::Ended;
 use crate::slab::{Slab, Slot};
@@ -31,12 +32,12 @@ pub(crate) type Place = (i64, u64);
 pub(crate) struct Data {
     pub(crate) retention: Retention,
     pub(crate) tasks: Slab<Task>,
-    pub(crate) by_id: HashMap<TaskId, Slot>,
+    pub(crate) by_id: FastMap<TaskId, Slot>,
     /// By insertion: the order of listings.
     pub(crate) by_seq: BTreeMap<u64, Slot>,
     last_seq: u64,
     pub(crate) queues: Vec<Queue>,
-    pub(crate) queue_by_name: HashMap<QueueName, QueueIndex>,
+    pub(crate) queue_by_name: FastMap<QueueName, QueueIndex>,
     pub(crate) paused_names: BTreeSet<TaskName>,
     /// Running tasks by the end of their lease.
     pub(crate) leases: BTreeSet<(Timestamp, Slot)>,
@@ -49,7 +50,7 @@ pub(crate) struct Data {
     pub(crate) parked_by_name: BTreeMap<TaskName, BTreeSet<Slot>>,
     pub(crate) unique: UniqueKeys,
     pub(crate) ended: Ended,
-    pub(crate) groups: HashMap<GroupId, Group>,
+    pub(crate) groups: FastMap<GroupId, Group>,
     /// When to look whether a group may be forgotten.
     pub(crate) group_checks: BTreeSet<(Timestamp, GroupId)>,
     pub(crate) schedules: BTreeMap<ScheduleId, ScheduleRecord>,

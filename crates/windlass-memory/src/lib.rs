@@ -9,7 +9,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `data` | the tasks, where each is indexed, and every move from one stage to another |
-//! | `slab` | stable places for tasks |
+//! | `slab`, `hash` | stable places for tasks; maps |
 //! | `push` | new tasks, unique keys, what follows a task that ended |
 //! | `claim`, `waiting` | taking tasks and renewing leases; claims that wait |
 //! | `settle` | verdicts |
@@ -24,6 +24,7 @@ mod command;
 mod data;
 mod fleet;
 mod groups;
+mod hash;
 mod list;
 mod push;
 mod retention;

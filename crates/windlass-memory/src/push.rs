@@ -1,6 +1,6 @@
 //! New tasks: what a client or a schedule pushes, and what follows a task that ended. Unique keys.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use windlass_core::backend::{Push, Pushed};
@@ -9,12 +9,13 @@ use windlass_core::state::DeadReason;
 use windlass_core::{Due, Envelope, Failure, State, TaskId, Timestamp, Unique, UniqueKey, Verdict};
 
 use crate::data::{Data, QueueIndex, Stage, Task};
+use crate::hash::FastMap;
 use crate::slab::Slot;
 
 /// Which task took which unique key.
 #[derive(Default)]
 pub(crate) struct UniqueKeys {
-    taken: HashMap<UniqueKey, Taken>,
+    taken: FastMap<UniqueKey, Taken>,
     /// Keys that are taken for a time, by its end.
     windows: BTreeSet<(Timestamp, UniqueKey)>,
 }

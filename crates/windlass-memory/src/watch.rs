@@ -1,6 +1,5 @@
 //! Waiting until a task has ended.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +11,12 @@ use windlass_core::view::Record;
 
 use crate::Shared;
 use crate::data::{Data, Stage, Task};
+use crate::hash::FastMap;
 
 /// Who waits for which task; the task need not be known yet.
 #[derive(Default)]
 pub(crate) struct Watchers {
-    bells: HashMap<TaskId, Vec<Arc<Notify>>>,
+    bells: FastMap<TaskId, Vec<Arc<Notify>>>,
 }
 
 impl Watchers {
