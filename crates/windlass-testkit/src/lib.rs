@@ -3,11 +3,13 @@
 //!
 //! - [`TestClock`]: time that stands still until a test moves it.
 //! - [`conformance`]: the contract of [`Backend`](windlass_core::Backend), case by case.
+//! - [`fate`](mod@fate): a task whose arguments say what each of its runs does.
 //! - [`FaultyStore`]: a store behind a bad line.
 //! - [`sim`]: a whole fleet in simulated time, with bad luck from a seed.
 
 pub mod clock;
 pub mod conformance;
+pub mod fate;
 pub mod faulty;
 pub mod sim;
 
