@@ -14,7 +14,7 @@ use crate::middleware::Middleware;
 use crate::retry::Outcome;
 use crate::schedule::{Schedule, When};
 use crate::task::{Definition, Task};
-use crate::{Envelope, Json, TaskName, Timestamp};
+use crate::{Args, Envelope, Feed, InvalidArgs, Json, TaskName, Timestamp};
 
 /// An application, built up and then handed to the command line or to a worker.
 ///
@@ -38,10 +38,20 @@ use crate::{Envelope, Json, TaskName, Timestamp};
 pub struct App<S = ()> {
     name: String,
     state: BoxFuture<'static, Result<S, BoxError>>,
-    tasks: Vec<(&'static Definition, Bind<S>)>,
+    tasks: Vec<Declared<S>>,
     schedules: Vec<Result<Schedule, String>>,
     middleware: Vec<Arc<dyn Middleware>>,
 }
+
+/// A task with its handler, before the state exists.
+struct Declared<S> {
+    definition: &'static Definition,
+    check: CheckArgs,
+    bind: Bind<S>,
+}
+
+/// Whether arguments are those of a task: what a producer asks that knows the task by name only.
+pub type CheckArgs = fn(&Args) -> Result<(), InvalidArgs>;
 
 /// Joins a handler with the state, once that exists.
 type Bind<S> = Box<dyn FnOnce(&Arc<S>) -> Run + Send>;
@@ -96,7 +106,7 @@ impl<S: Send + Sync + 'static> App<S> {
                 async move { outcome_of(handler(task, cx).await) }.boxed()
             })
         });
-        self.tasks.push((definition, bind));
+        self.tasks.push(Declared { definition, check: check_args::<T>, bind });
         self
     }
 
@@ -129,7 +139,7 @@ impl<S: Send + Sync + 'static> App<S> {
                 .boxed()
             })
         });
-        self.tasks.push((definition, bind));
+        self.tasks.push(Declared { definition, check: check_args::<T>, bind });
         self
     }
 
@@ -158,7 +168,12 @@ impl<S: Send + Sync + 'static> App<S> {
 
     /// Every task, in the order of registration.
     pub fn definitions(&self) -> impl Iterator<Item = &'static Definition> {
-        self.tasks.iter().map(|(definition, _)| *definition)
+        self.tasks.iter().map(|task| task.definition)
+    }
+
+    /// The same with the check of arguments, which decodes them as a worker would and runs nothing.
+    pub fn checks(&self) -> impl Iterator<Item = (&'static Definition, CheckArgs)> {
+        self.tasks.iter().map(|task| (task.definition, task.check))
     }
 
     /// Makes the state and binds the handlers to it.
@@ -177,7 +192,7 @@ impl<S: Send + Sync + 'static> App<S> {
                 Err(mistake) => mistakes.push(mistake),
             }
         }
-        let names: Vec<&TaskName> = self.tasks.iter().map(|(definition, _)| &definition.name).collect();
+        let names: Vec<&TaskName> = self.tasks.iter().map(|task| &task.definition.name).collect();
         for (index, name) in names.iter().enumerate() {
             if names[..index].contains(name) {
                 mistakes.push(format!("task `{name}` is registered twice"));
@@ -187,10 +202,9 @@ impl<S: Send + Sync + 'static> App<S> {
             return Err(BuildError::Mistakes(mistakes));
         }
         let state = Arc::new(self.state.await.map_err(BuildError::State)?);
-        let bound = self
-            .tasks
-            .into_iter()
-            .map(|(definition, bind)| (definition.name.clone(), Entry { definition, run: bind(&state) }));
+        let bound = self.tasks.into_iter().map(|task| {
+            (task.definition.name.clone(), Entry { definition: task.definition, run: (task.bind)(&state) })
+        });
         Ok(Registry { name: self.name, entries: bound.collect(), schedules, middleware: self.middleware.into() })
     }
 }
@@ -275,6 +289,10 @@ impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Entry({})", self.definition.name)
     }
+}
+
+fn check_args<T: Task>(args: &Args) -> Result<(), InvalidArgs> {
+    args.decode::<T>(T::definition().fields.named(), &Feed::Nothing, None).map(drop)
 }
 
 fn decode<T: Task>(definition: &Definition, call: &Call) -> Result<T, Outcome> {
