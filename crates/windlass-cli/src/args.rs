@@ -163,8 +163,65 @@ mod tests {
         command_of("windlass").debug_assert();
     }
 
+    /// Every command with its path: `task`, `task ls`.
+    fn for_each(command: &clap::Command, path: &str, check: &mut dyn FnMut(&str, &clap::Command)) {
+        for child in command.get_subcommands().filter(|child| child.get_name() != "help") {
+            let path = format!("{path} {}", child.get_name());
+            check(&path, child);
+            for_each(child, &path, check);
+        }
+    }
+
+    fn examples(command: &clap::Command) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        help.lines().skip(1).map(|line| line.trim().to_owned()).collect()
+    }
+
+    /// What a shell would hand over of an example, up to the comment, a pipe or a redirection.
+    fn words(example: &str) -> Vec<String> {
+        let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
+        for char in example.chars() {
+            match char {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(std::mem::take(&mut word)),
+                char => word.push(char),
+            }
+        }
+        words.push(word);
+        // Two spaces begin a comment.
+        words.into_iter().take_while(|word| !matches!(word.as_str(), "" | "|" | ">")).collect()
+    }
+
     #[test]
-    fn the_examples_of_an_application_name_the_application() {
+    fn every_command_has_examples_that_can_be_typed() {
+        let program = command_of("windlass");
+        for_each(&program, "windlass", &mut |path, command| {
+            let examples = examples(command);
+            assert!(!examples.is_empty(), "`{path}` has no examples");
+            for example in examples {
+                let typed =
+                    example.rsplit_once("| windlass").map_or(example.clone(), |(_, rest)| format!("windlass{rest}"));
+                let from = typed.find("windlass").unwrap_or_else(|| panic!("`{path}`: {example}"));
+                let parsed = program.clone().try_get_matches_from(words(&typed[from..]));
+                if let Err(error) = parsed {
+                    panic!("`{path}`: {example}: {error}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn every_command_and_flag_says_what_it_does() {
+        for_each(&command_of("windlass"), "windlass", &mut |path, command| {
+            assert!(command.get_about().is_some(), "{path}");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path} {}", argument.get_id());
+            }
+        });
+    }
+
+    #[test]
+    fn an_application_has_its_own_name_in_help_and_examples() {
         let mut command = command_of("courier");
         let help = command.render_help().to_string();
         assert!(help.contains("courier dev") && !help.contains("windlass dev"), "{help}");

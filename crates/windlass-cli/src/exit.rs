@@ -173,7 +173,7 @@ impl From<ConnectError> for Problem {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::UnknownScheme(_) | ConnectError::NoPath => {
-                Self::usage(&error, "try `--store sqlite:windlass.db`")
+                Self::usage(&error, "write it as in `--store sqlite:windlass.db`")
             }
             ConnectError::Store(error) => {
                 let problem = Self::from(error);

@@ -4,21 +4,31 @@ use std::fmt;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use windlass::registry::{BuildError, Registry};
+use windlass::registry::{BuildError, CheckArgs, Registry};
 use windlass::task::Definition;
 use windlass::{App, TaskName};
 
 /// An application whose state has not been made.
 pub(crate) struct Program {
     name: String,
-    definitions: Vec<&'static Definition>,
+    tasks: Vec<Known>,
     build: BoxFuture<'static, Result<Registry, BuildError>>,
+}
+
+/// A task of this program.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    /// What is known of it.
+    pub(crate) definition: &'static Definition,
+    /// Whether arguments are its own, as its worker would say.
+    pub(crate) check: CheckArgs,
 }
 
 impl Program {
     /// Forgets the type of the state, so that every command is compiled once.
     pub(crate) fn of<S: Send + Sync + 'static>(app: App<S>) -> Self {
-        Self { name: app.name().to_owned(), definitions: app.definitions().collect(), build: app.build().boxed() }
+        let tasks = app.checks().map(|(definition, check)| Known { definition, check }).collect();
+        Self { name: app.name().to_owned(), tasks, build: app.build().boxed() }
     }
 
     /// The name of the application.
@@ -27,13 +37,13 @@ impl Program {
     }
 
     /// Every task, in the order of registration.
-    pub(crate) fn definitions(&self) -> &[&'static Definition] {
-        &self.definitions
+    pub(crate) fn definitions(&self) -> impl Iterator<Item = &'static Definition> {
+        self.tasks.iter().map(|task| task.definition)
     }
 
     /// The task of this name.
-    pub(crate) fn definition(&self, name: &TaskName) -> Option<&'static Definition> {
-        self.definitions.iter().copied().find(|definition| definition.name == *name)
+    pub(crate) fn task(&self, name: &TaskName) -> Option<Known> {
+        self.tasks.iter().copied().find(|task| task.definition.name == *name)
     }
 
     /// Makes the state and binds the handlers to it.
@@ -47,6 +57,6 @@ impl Program {
 
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Program({}, {} tasks)", self.name, self.definitions.len())
+        write!(f, "Program({}, {} tasks)", self.name, self.tasks.len())
     }
 }

@@ -6,11 +6,11 @@ use std::io::Read;
 
 use serde_json::{Map, Value};
 use windlass::args::ARGS_BYTES_MAX;
-use windlass::task::{Definition, Presence};
+use windlass::task::{Definition, Field, Presence};
 use windlass::{Args, Feed, TaskName};
 
 use crate::exit::{Exit, Problem};
-use crate::program::Program;
+use crate::program::{Known, Program};
 
 /// Names that differ in more than this are not meant.
 const DISTANCE_MAX: usize = 3;
@@ -31,9 +31,9 @@ pub(crate) struct ArgsFlags {
 ///
 /// # Errors
 /// [`Exit::NotFound`] with a suggestion when the application has no task of this name.
-pub(crate) fn definition_of(program: &Program, name: &TaskName) -> Result<&'static Definition, Problem> {
-    program.definition(name).ok_or_else(|| {
-        let names = || program.definitions().iter().map(|definition| definition.name.as_str());
+pub(crate) fn task_of(program: &Program, name: &TaskName) -> Result<Known, Problem> {
+    program.task(name).ok_or_else(|| {
+        let names = || program.definitions().map(|definition| definition.name.as_str());
         let next = match nearest(name.as_str(), names()) {
             Some(nearest) => format!("did you mean `{nearest}`? `windlass task definitions` lists all tasks"),
             None => {
@@ -61,13 +61,13 @@ impl ArgsFlags {
     }
 
     /// The arguments, checked when the task is known.
-    pub(crate) fn read(&self, definition: Option<&Definition>) -> Result<Args, Problem> {
+    pub(crate) fn read(&self, task: Option<Known>) -> Result<Args, Problem> {
         let args = match &self.args {
             Some(text) => parse(&self.text_of(text)?)?,
-            None => self.by_name(definition)?,
+            None => self.by_name(task.map(|task| task.definition))?,
         };
-        if let Some(definition) = definition {
-            check(definition, &args).map_err(|wrong| wrong_arguments(definition, &wrong))?;
+        if let Some(task) = task {
+            check(task, &args).map_err(|wrong| wrong_arguments(task.definition, &wrong))?;
         }
         Ok(args)
     }
@@ -161,9 +161,17 @@ fn wrong_arguments(definition: &Definition, wrong: &str) -> Problem {
     )
 }
 
-/// Whether the arguments fit the task, as far as its definition tells; or what is wrong, in words that name the argument.
-pub(crate) fn check(definition: &Definition, args: &Args) -> Result<(), String> {
-    let Some(fields) = definition.fields.named() else { return Ok(()) };
+/// Whether the arguments fit the task; or what is wrong, in words that name the argument.
+pub(crate) fn check(task: Known, args: &Args) -> Result<(), String> {
+    if let Some(fields) = task.definition.fields.named() {
+        check_fields(fields, args)?;
+    }
+    // What the schema cannot say: the forms of durations, addresses and the like.
+    (task.check)(args).map_err(|error| error.to_string())
+}
+
+/// Finds what the schema can say, because it names the argument and the decoder does not.
+fn check_fields(fields: &[Field], args: &Args) -> Result<(), String> {
     let given: Map<String, Value> =
         args.decode(Some(fields), &Feed::Nothing, None).map_err(|error| error.to_string())?;
     let missing: Vec<String> = fields
@@ -199,9 +207,14 @@ mod tests {
         subject: Option<String>,
     }
 
+    async fn mail(_: Mail, _: windlass::Cx) -> Result<(), windlass::TaskError> {
+        Ok(())
+    }
+
     fn read(flags: &[&str]) -> Result<Args, Problem> {
         let arg = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        ArgsFlags { args: None, arg }.read(Some(Mail::definition()))
+        let program = Program::of(windlass::App::new("test").task(mail));
+        ArgsFlags { args: None, arg }.read(program.task(&TaskName::known("mail")))
     }
 
     #[test]

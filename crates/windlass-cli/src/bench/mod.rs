@@ -4,6 +4,9 @@ use std::process::ExitCode;
 
 /// Flags of `windlass bench`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  windlass bench")]
 pub struct Args {}
 
 /// Runs the measurement.

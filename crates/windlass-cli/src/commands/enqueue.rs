@@ -9,14 +9,13 @@ use std::time::Duration;
 use serde_json::json;
 use windlass::backend::Pushed;
 use windlass::envelope::{Due, Unique};
-use windlass::task::Definition;
 use windlass::{Clock, Envelope, Key, Priority, QueueName, SystemClock, TaskId, TaskName, Timestamp, UniqueKey};
 
 use super::task::{ended, read_duration, read_priority};
 use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
-use crate::program::Program;
-use crate::task_args::{ArgsFlags, definition_of};
+use crate::program::{Known, Program};
+use crate::task_args::{ArgsFlags, task_of};
 
 pub(crate) use many::LinesForm;
 
@@ -147,41 +146,31 @@ impl TaskOptions {
     }
 }
 
-/// The task that is meant: its definition, or none when it is enqueued for another program.
-pub(crate) fn find(
-    program: &Program,
-    name: &TaskName,
-    unregistered: bool,
-) -> Result<Option<&'static Definition>, Problem> {
-    match definition_of(program, name) {
-        Ok(definition) => Ok(Some(definition)),
+/// The task that is meant; none when it is enqueued for another program.
+pub(crate) fn find(program: &Program, name: &TaskName, unregistered: bool) -> Result<Option<Known>, Problem> {
+    match task_of(program, name) {
+        Ok(task) => Ok(Some(task)),
         Err(_) if unregistered => Ok(None),
         Err(problem) => Err(problem),
     }
 }
 
 /// An envelope with the defaults of the task.
-pub(crate) fn envelope(
-    name: &TaskName,
-    definition: Option<&Definition>,
-    args: windlass::Args,
-    now: Timestamp,
-) -> Envelope {
-    match definition {
-        Some(definition) => definition.instance(args, now),
+pub(crate) fn envelope(name: &TaskName, task: Option<Known>, args: windlass::Args, now: Timestamp) -> Envelope {
+    match task {
+        Some(task) => task.definition.instance(args, now),
         None => Envelope::new(name.clone(), QueueName::default(), args),
     }
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
-    let definition = find(&context.program, &args.name, args.unregistered)?;
+    let task = find(&context.program, &args.name, args.unregistered)?;
     if let Some(from) = &args.from {
-        let source =
-            many::Source { name: args.name, definition, options: args.options, rate: args.rate, form: args.lines };
+        let source = many::Source { name: args.name, task, options: args.options, rate: args.rate, form: args.lines };
         return many::run(context, source, from).await;
     }
     let now = SystemClock.now();
-    let mut envelope = envelope(&args.name, definition, args.given.read(definition)?, now);
+    let mut envelope = envelope(&args.name, task, args.given.read(task)?, now);
     args.options.apply(&mut envelope, now)?;
     if let Some(id) = args.id {
         envelope.id = id;

@@ -40,9 +40,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(context: Context, args: Args) -> Outcome {
-    let definition = find(&context.program, &args.name, args.unregistered)?;
+    let known = find(&context.program, &args.name, args.unregistered)?;
     let now = SystemClock.now();
-    let mut task = envelope(&args.name, definition, args.given.read(definition)?, now);
+    let mut task = envelope(&args.name, known, args.given.read(known)?, now);
     args.options.apply(&mut task, now)?;
     task.check(now)?;
     if args.inline {

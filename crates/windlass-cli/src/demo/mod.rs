@@ -4,6 +4,9 @@ use std::process::ExitCode;
 
 /// Flags of `windlass demo`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  windlass demo")]
 pub struct Args {}
 
 /// Runs the demo.

@@ -258,7 +258,7 @@ async fn at_parked(backend: &dyn Backend, program: &Program, count: u64) -> Resu
     let names: BTreeSet<&TaskName> = listing.tasks.iter().map(|record| &record.envelope.name).collect();
     let shown: Vec<&str> = names.iter().take(5).map(|name| name.as_str()).collect();
     let nearest = names.iter().find_map(|name| {
-        let known = program.definitions().iter().map(|definition| definition.name.as_str());
+        let known = program.definitions().map(|definition| definition.name.as_str());
         crate::task_args::nearest(name.as_str(), known).filter(|known| *known != name.as_str())
     });
     let advice = match nearest {

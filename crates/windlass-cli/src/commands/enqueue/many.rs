@@ -12,7 +12,6 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::mpsc;
 use windlass::backend::Pushed;
-use windlass::task::Definition;
 use windlass::{Args, Client, Clock, Envelope, SystemClock, TaskId, TaskName};
 
 use super::lines::Lines;
@@ -22,6 +21,7 @@ use crate::args::Format;
 use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::output::plural;
+use crate::program::Known;
 use crate::task_args::check;
 
 /// Tasks in one push: enough to be fast, few enough for a bar that moves.
@@ -37,7 +37,7 @@ const REPORTED_MAX: u64 = 50;
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     pub(super) name: TaskName,
-    pub(super) definition: Option<&'static Definition>,
+    pub(super) task: Option<Known>,
     pub(super) options: TaskOptions,
     pub(super) rate: Option<Rate>,
     pub(super) form: LinesForm,
@@ -80,10 +80,14 @@ impl Source {
         let plain = Args::parse(text);
         let with_options = match (self.form, &plain) {
             (LinesForm::Args, _) | (_, Err(_)) => None,
+            // Read as an array, the fields would be taken by their position.
+            (LinesForm::Options, _) if !text.starts_with('{') => {
+                return Err("it is not an object with `args` and options".to_owned());
+            }
             (LinesForm::Options, _) => {
                 Some(serde_json::from_str::<WithOptions>(text).map_err(|error| error.to_string())?)
             }
-            (LinesForm::Auto, _) if self.takes_args() => None,
+            (LinesForm::Auto, _) if self.takes_args() || !text.starts_with('{') => None,
             (LinesForm::Auto, _) => serde_json::from_str::<WithOptions>(text).ok().filter(|line| line.args.is_some()),
         };
         let mut options = self.options.clone();
@@ -96,10 +100,10 @@ impl Source {
                 (args.map_err(|error| error.to_string())?, id)
             }
         };
-        if let Some(definition) = self.definition {
-            check(definition, &args)?;
+        if let Some(task) = self.task {
+            check(task, &args)?;
         }
-        let mut envelope = envelope(&self.name, self.definition, args, now);
+        let mut envelope = envelope(&self.name, self.task, args, now);
         options.apply(&mut envelope, now).map_err(|problem| problem.text().to_owned())?;
         if let Some(id) = id {
             envelope.id = id;
@@ -109,7 +113,7 @@ impl Source {
     }
 
     fn takes_args(&self) -> bool {
-        let fields = self.definition.and_then(|definition| definition.fields.named());
+        let fields = self.task.and_then(|task| task.definition.fields.named());
         fields.is_some_and(|fields| fields.iter().any(|field| field.answers_to("args")))
     }
 }
@@ -154,6 +158,15 @@ struct Tally {
     last_line: u64,
 }
 
+/// How the reading of lines ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Every line is dealt with.
+    AllRead,
+    /// By Ctrl-C.
+    Interrupted,
+}
+
 impl Tally {
     fn in_words(&self) -> String {
         let mut words = vec![format!("enqueued {}", plural(self.enqueued, "task"))];
@@ -184,25 +197,27 @@ pub(super) async fn run(context: &Context, source: Source, from: &str) -> Outcom
     std::thread::Builder::new().name("lines".to_owned()).spawn(move || read(&source, input, &send))?;
     let mut run = Run { context, client, bar: bar(context, size), tally: Tally::default(), first: true };
     run.open()?;
-    let ended = tokio::select! {
-        ended = run.push_all(receive, rate) => ended.map(|()| None),
-        signal = tokio::signal::ctrl_c() => signal.map(|()| Some(Exit::Interrupted)).map_err(Into::into),
-    };
+    let ended = run.push_all(receive, rate).await;
     run.bar.finish_and_clear();
-    run.close()?;
+    let closed = run.close();
+    let ended = ended.and_then(|end| closed.map(|()| end));
     let tally = &run.tally;
     context.out.say(tally.in_words());
     let go_on =
         format!("lines up to {} are dealt with: go on with `tail -n +{}`", tally.last_line, tally.last_line + 1);
     match ended {
-        Ok(Some(interrupted)) => {
+        Ok(End::Interrupted) => {
             context.out.say(format_args!("interrupted; {go_on}"));
-            Ok(interrupted)
+            Ok(Exit::Interrupted)
         }
-        Ok(None) if tally.wrong == 0 => Ok(Exit::Ok),
-        Ok(None) if tally.enqueued + tally.existing == 0 => Ok(Exit::Failed),
-        Ok(None) => Ok(Exit::Partial),
-        Err(problem) if tally.enqueued > 0 && !problem.is_silent() => Err(problem.next(go_on)),
+        Ok(End::AllRead) if tally.wrong == 0 => Ok(Exit::Ok),
+        Ok(End::AllRead) if tally.enqueued + tally.existing == 0 => Ok(Exit::Failed),
+        Ok(End::AllRead) => Ok(Exit::Partial),
+        // Nobody reads the ids any more: what is left must not go unsaid.
+        Err(problem) if problem.is_silent() => {
+            Err(Problem::new(Exit::Failed, "standard output was closed: the other lines are not enqueued", go_on))
+        }
+        Err(problem) if tally.enqueued > 0 => Err(problem.next(go_on)),
         Err(problem) => Err(problem),
     }
 }
@@ -252,9 +267,11 @@ impl Run<'_> {
         &mut self,
         mut lines: mpsc::Receiver<io::Result<Checked>>,
         rate: Option<Rate>,
-    ) -> Result<(), Problem> {
+    ) -> Result<End, Problem> {
         let started = Instant::now();
         let mut read = Vec::new();
+        let interrupt = tokio::signal::ctrl_c();
+        tokio::pin!(interrupt);
         loop {
             let sent = self.tally.enqueued + self.tally.existing;
             let room = match rate {
@@ -262,13 +279,22 @@ impl Run<'_> {
                 Some(rate) => {
                     let opens = started + rate.opens(sent);
                     if sent > 0 && opens > Instant::now() {
-                        tokio::time::sleep_until(opens.into()).await;
+                        tokio::select! {
+                            Ok(()) = &mut interrupt => return Ok(End::Interrupted),
+                            () = tokio::time::sleep_until(opens.into()) => {}
+                        }
                     }
                     usize::try_from(rate.allowed(started.elapsed()) - sent).unwrap_or(BATCH).clamp(1, BATCH)
                 }
             };
-            if lines.recv_many(&mut read, room).await == 0 {
-                return Ok(());
+            // Only waiting is interrupted: a push that was dropped half-way may have stored its tasks.
+            let count = tokio::select! {
+                biased;
+                Ok(()) = &mut interrupt => return Ok(End::Interrupted),
+                count = lines.recv_many(&mut read, room) => count,
+            };
+            if count == 0 {
+                return Ok(End::AllRead);
             }
             self.push(read.drain(..)).await?;
         }
@@ -378,13 +404,14 @@ mod tests {
 
     fn source(form: LinesForm) -> Source {
         let options = TaskOptions { retries: Some(2), ..TaskOptions::default() };
-        Source { name: TaskName::known("mail"), definition: None, options, rate: None, form }
+        Source { name: TaskName::known("mail"), task: None, options, rate: None, form }
     }
 
     #[test]
     fn a_line_is_arguments_or_arguments_with_options() {
         let read = |text: &str| source(LinesForm::Auto).task_of(text).unwrap();
         assert_eq!(read(r#"{"to": "x"}"#).args.keyword().unwrap().as_str(), r#"{"to": "x"}"#);
+        assert_eq!(read(r#"["x"]"#).args.positional().unwrap().as_str(), r#"["x"]"#);
         assert_eq!(read("[1, 2]").args.positional().unwrap().as_str(), "[1, 2]");
         let task = read(r#"{"args": {"to": "x"}, "id": "a", "delay": "5m", "priority": 9, "retries": 0}"#);
         assert_eq!((task.id.to_string().as_str(), task.due), ("a", Due::After(Duration::from_secs(300))));

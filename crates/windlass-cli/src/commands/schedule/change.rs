@@ -11,7 +11,7 @@ use windlass::schedule::{
 use windlass::{Clock, Key, Priority, QueueName, ScheduleId, SystemClock, TaskId, TaskName, Timestamp, parse_duration};
 
 use super::{find, warn_of_code};
-use crate::commands::enqueue::{TaskOptions, envelope, find as find_definition};
+use crate::commands::enqueue::{TaskOptions, envelope, find as find_task};
 use crate::commands::task::{read_duration, read_priority};
 use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
@@ -212,12 +212,12 @@ impl PushFlags {
 }
 
 pub(super) async fn add(context: &Context, args: AddArgs) -> Outcome {
-    let definition = find_definition(&context.program, &args.task, args.push.unregistered)?;
-    let task_args = args.args.read(definition)?;
+    let known = find_task(&context.program, &args.task, args.push.unregistered)?;
+    let task_args = args.args.read(known)?;
     let spec = args.when.spec(None)?.ok_or_else(|| {
         Problem::usage("it is not said when it fires", "add `--cron '0 3 * * *'`, `--every 5m` or `--at TIME`")
     })?;
-    let mut task = envelope(&args.task, definition, task_args, Timestamp::MIN);
+    let mut task = envelope(&args.task, known, task_args, Timestamp::MIN);
     // Equal schedules are equal data, and the task of a slot gets an id of its own.
     task.id = TaskId::new(&args.id).map_err(|error| Problem::usage(error, "choose a shorter id"))?;
     let expires_after = task.expires.take().map(|expires| expires.since(Timestamp::MIN));
@@ -253,8 +253,7 @@ pub(super) async fn edit(context: &Context, args: EditArgs) -> Outcome {
     }
     if args.args.is_given() {
         // What runs may be of another program: then its arguments are not checked here.
-        let definition = context.program.definition(&schedule.task.name);
-        schedule.task.args = args.args.read(definition)?;
+        schedule.task.args = args.args.read(context.program.task(&schedule.task.name))?;
     }
     args.policies.apply(&mut schedule)?;
     args.push.apply(&mut schedule)?;

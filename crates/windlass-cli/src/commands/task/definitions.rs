@@ -9,7 +9,7 @@ use windlass::task::{Definition, Fields, Presence};
 use crate::context::Context;
 use crate::exit::Outcome;
 use crate::output::{Cell, Column, Listing, Row, Tone};
-use crate::task_args::definition_of;
+use crate::task_args::task_of;
 
 const COLUMNS: &[Column] = &[
     Column::new("NAME"),
@@ -24,10 +24,10 @@ const COLUMNS: &[Column] = &[
 
 pub(super) fn run(context: &Context, name: Option<&TaskName>) -> Outcome {
     if let Some(name) = name {
-        let definition = definition_of(&context.program, name)?;
+        let definition = task_of(&context.program, name)?.definition;
         return context.out.object(name.as_str(), json!(definition), || describe(context, definition));
     }
-    let rows = context.program.definitions().iter().map(|definition| row(definition)).collect();
+    let rows = context.program.definitions().map(row).collect();
     context.out.listing(&Listing::whole("definitions", COLUMNS, "this program declares no task", rows))
 }
 
