@@ -87,6 +87,14 @@ impl<T: Task> IntoStep for T {
     }
 }
 
+/// An envelope as it is: for producers that know tasks by name only, or want another queue or priority than the task's
+/// own. Made at [`Timestamp::MIN`], as the envelope of a schedule is; an expiry counts from the start of the workflow.
+impl IntoStep for Envelope {
+    fn into_step(self) -> Result<Vec<Step>, PushError> {
+        Ok(vec![Step::Task(Box::new(without_expiry(self)))])
+    }
+}
+
 impl IntoStep for Group {
     fn into_step(self) -> Result<Vec<Step>, PushError> {
         if let Some(mistake) = self.mistake {
@@ -101,6 +109,13 @@ impl IntoStep for Group {
 impl<T: Task> IntoMember for T {
     fn into_member(self) -> Result<Envelope, PushError> {
         Ok(Envelope::of(&self, Timestamp::MIN)?)
+    }
+}
+
+/// An envelope as it is; see [`IntoStep`] for `Envelope`.
+impl IntoMember for Envelope {
+    fn into_member(self) -> Result<Envelope, PushError> {
+        Ok(self)
     }
 }
 
@@ -230,4 +245,27 @@ fn starting(mut task: Envelope, now: Timestamp) -> Envelope {
 fn without_expiry(mut task: Envelope) -> Envelope {
     task.expires = None;
     task
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Args, Priority, QueueName, TaskName};
+
+    #[test]
+    fn an_envelope_is_a_member_and_a_step_with_its_own_queue_and_priority() {
+        let envelope = |name| Envelope {
+            priority: Priority::FIRST,
+            expires: Some(Timestamp::from_secs(60)),
+            ..Envelope::new(TaskName::known(name), QueueName::known("urgent"), Args::none())
+        };
+        let now = Timestamp::from_secs(1_000);
+        let (_, push) =
+            Workflow::from(group([envelope("a"), envelope("b")]).then(envelope("c"))).into_push(now).unwrap();
+        for member in &push.envelopes {
+            assert_eq!((member.queue.as_str(), member.priority), ("urgent", Priority::FIRST));
+            assert_eq!(member.expires, Some(Timestamp::from_secs(1_060)), "it counts from the start");
+        }
+        assert_eq!((push.envelopes.len(), push.groups.len()), (2, 1));
+    }
 }
