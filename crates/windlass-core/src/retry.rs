@@ -303,9 +303,9 @@ pub fn decide(policy: &RetryPolicy, attempt: Attempt, outcome: Outcome) -> Verdi
         Outcome::Error(TaskError::Failed(failure)) => retry(policy, attempt, failure, None),
         Outcome::Error(TaskError::Retry { after, failure }) => retry(policy, attempt, failure, Some(after)),
         Outcome::Error(TaskError::Fatal(failure)) => Verdict::Dead { reason: DeadReason::Fatal, failure },
-        Outcome::Error(TaskError::Throttled { after }) => later(spread(after, 0.1, attempt.dice), Spent::No, None),
+        Outcome::Error(TaskError::Throttled { after }) => later(not_before(after, attempt.dice), Spent::No, None),
         Outcome::Error(TaskError::Unavailable { until }) => {
-            later(spread(until.since(attempt.now), 0.1, attempt.dice), Spent::No, None)
+            later(not_before(until.since(attempt.now), attempt.dice), Spent::No, None)
         }
         Outcome::Error(TaskError::Snooze { after }) => later(after, Spent::No, None),
         Outcome::Panicked(message) => retry(policy, attempt, Failure::new("panic", message), None),
@@ -338,6 +338,11 @@ fn retry(policy: &RetryPolicy, attempt: Attempt, failure: Failure, after: Option
         return Verdict::Dead { reason: DeadReason::TooOld, failure };
     }
     Verdict::Again { after: after.min(BACKOFF_MAX), spent: Spent::Yes, failure: Some(failure) }
+}
+
+/// `delay` and up to a tenth more: who asks to be left alone for a while counts an earlier call as another offence.
+fn not_before(delay: Duration, dice: f64) -> Duration {
+    delay.min(BACKOFF_MAX).mul_f64(1.0 + 0.1 * dice.clamp(0.0, 1.0))
 }
 
 /// `delay` ± `jitter`, where `dice` runs from 0 to 1.
@@ -426,7 +431,22 @@ mod tests {
             else {
                 panic!()
             };
-            assert_eq!(after, MINUTE);
+            assert!((MINUTE..=MINUTE + MINUTE / 10).contains(&after), "{after:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_comes_back_earlier_than_it_was_asked_to() {
+        for dice in [0.0, 0.3, 1.0] {
+            for error in [
+                TaskError::Throttled { after: MINUTE },
+                TaskError::Unavailable { until: Timestamp::from_secs(1160) },
+                TaskError::retry_after(MINUTE, "busy"),
+            ] {
+                let attempt = Attempt { dice, ..attempt(1) };
+                let Verdict::Again { after, .. } = decide(&policy(), attempt, Outcome::Error(error)) else { panic!() };
+                assert!(after >= MINUTE, "{after:?} with {dice}");
+            }
         }
     }
 
