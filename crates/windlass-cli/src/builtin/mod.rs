@@ -6,8 +6,8 @@
 //! | `shell.run` | runs a command; off unless it is allowed |
 //! | `sleep`, `noop`, `fail` | for trying things out, and for measuring |
 
+mod duration;
 mod http;
-mod period;
 mod plain;
 mod shell;
 
@@ -16,8 +16,8 @@ use std::sync::OnceLock;
 use windlass::App;
 use windlass::config::{Sources, TasksConfig};
 
+pub use duration::DurationText;
 pub use http::{BodyForm, HttpAnswer, HttpRequest};
-pub use period::Period;
 pub use plain::{Fail, Noop, Sleep};
 pub use shell::{ShellDone, ShellRun};
 

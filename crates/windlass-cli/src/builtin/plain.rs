@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use windlass::{Cx, Task, TaskError};
 
 use super::Services;
-use super::period::Period;
+use super::duration::DurationText;
 
 /// Does nothing and succeeds.
 #[derive(Debug, Clone, Task, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct Noop {}
 #[task(name = "sleep", hard_limit = "1d")]
 pub struct Sleep {
     /// How long: `250ms`, `30s`, `1h30m`; up to a day.
-    pub duration: Period,
+    pub duration: DurationText,
 }
 
 /// Fails, in the way that is asked for.

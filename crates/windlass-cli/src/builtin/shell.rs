@@ -20,7 +20,7 @@ use windlass::config::TasksConfig;
 use windlass::{Cx, Task, TaskError};
 
 use super::Services;
-use super::period::Period;
+use super::duration::DurationText;
 
 /// How much of each output is kept: its end, where errors are.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -66,7 +66,7 @@ pub struct ShellRun {
     pub stdin: Option<String>,
     /// How long it may run; an hour without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<Period>,
+    pub timeout: Option<DurationText>,
     /// Exit codes that no retry can help.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fatal_codes: Vec<i32>,
@@ -397,7 +397,7 @@ mod tests {
     #[tokio::test]
     async fn at_its_time_limit_its_children_end_too() {
         let mut task = script("trap '' TERM; sleep 100 & echo $! $$ >&2; wait; sleep 100");
-        task.timeout = Some(Period(Duration::from_millis(300)));
+        task.timeout = Some(DurationText(Duration::from_millis(300)));
         let error = run(&task).await.unwrap_err();
         let TaskError::Failed(failure) = error else { panic!("{error:?}") };
         assert_eq!(failure.class, "timeout");

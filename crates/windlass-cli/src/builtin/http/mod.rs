@@ -26,7 +26,7 @@ pub use answer::{BodyForm, HttpAnswer};
 pub(super) use client::HttpClient;
 
 use super::Services;
-use super::period::Period;
+use super::duration::DurationText;
 use client::Sender;
 
 /// Sends an HTTP request.
@@ -58,7 +58,7 @@ pub struct HttpRequest {
     /// How long the whole exchange may take, with redirects and the body of the answer; up to an hour. Without it,
     /// `tasks.http.timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<Period>,
+    pub timeout: Option<DurationText>,
     /// Signs the request with the key `tasks.http.signing_key`: `windlass-signature: t=<seconds since 1970>,v1=<hex of
     /// HMAC-SHA256 of "t.body">`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -69,6 +69,23 @@ pub struct HttpRequest {
     /// How many redirects are followed, 0 to 10; 5 without it. Each is checked like the first URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow_redirects: Option<u8>,
+}
+
+impl HttpRequest {
+    /// A GET of this URL; the fields say the rest.
+    pub fn to(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            method: None,
+            headers: BTreeMap::new(),
+            body: None,
+            json: None,
+            timeout: None,
+            sign: false,
+            expect: Vec::new(),
+            follow_redirects: None,
+        }
+    }
 }
 
 pub(super) async fn request(task: HttpRequest, cx: Cx<Services>) -> Result<HttpAnswer, TaskError> {

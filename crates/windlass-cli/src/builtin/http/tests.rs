@@ -117,7 +117,7 @@ fn client() -> HttpClient {
 }
 
 fn get(url: &str) -> HttpRequest {
-    serde_json::from_value(json!({ "url": url })).unwrap()
+    HttpRequest::to(url)
 }
 
 fn sender() -> Sender {

@@ -10,11 +10,11 @@ use windlass::time::duration_text;
 /// How long, as people write it: `250ms`, `30s`, `5m`, `1h30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Period(#[serde(with = "duration_text")] pub Duration);
+pub struct DurationText(#[serde(with = "duration_text")] pub Duration);
 
-impl JsonSchema for Period {
+impl JsonSchema for DurationText {
     fn schema_name() -> Cow<'static, str> {
-        "Period".into()
+        "Duration".into()
     }
 
     fn inline_schema() -> bool {
@@ -32,10 +32,10 @@ mod tests {
 
     #[test]
     fn it_is_written_as_people_write_it() {
-        let period: Period = serde_json::from_str("\"1h30m\"").unwrap();
-        assert_eq!(period.0, Duration::from_secs(5_400));
-        assert_eq!(serde_json::to_string(&period).unwrap(), "\"1h30m\"");
-        let error = serde_json::from_str::<Period>("\"5\"").unwrap_err().to_string();
+        let read: DurationText = serde_json::from_str("\"1h30m\"").unwrap();
+        assert_eq!(read.0, Duration::from_secs(5_400));
+        assert_eq!(serde_json::to_string(&read).unwrap(), "\"1h30m\"");
+        let error = serde_json::from_str::<DurationText>("\"5\"").unwrap_err().to_string();
         assert!(error.contains("30s"), "it says how to write it: {error}");
     }
 }
