@@ -32,6 +32,7 @@ mod exit;
 mod json;
 mod logs;
 mod output;
+mod parent;
 mod program;
 mod select;
 mod settings;

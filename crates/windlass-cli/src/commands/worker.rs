@@ -10,6 +10,7 @@ use crate::args::{Cli, Command, Global};
 use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::logs::{self, Labels, Stream};
+use crate::parent::{self, Parent};
 use crate::program::Program;
 use crate::settings::{self, Override, shown_store};
 use crate::signals;
@@ -69,6 +70,9 @@ pub(crate) struct NodeFlags {
     /// The name in the fleet, unique; %h is the host, %p the process [default: host-process-random]
     #[arg(short, long, value_name = "NAME")]
     name: Option<String>,
+    /// Stop when standard input closes: the process that started this one has ended
+    #[arg(long, hide = true)]
+    exit_with_stdin: bool,
 }
 
 /// Flags of roles that run tasks. Each overrides a key of the configuration.
@@ -94,6 +98,10 @@ pub(crate) struct WorkFlags {
 impl NodeFlags {
     fn overrides(&self) -> Vec<Override> {
         Override::of("worker.node", "--name", self.name.as_ref()).into_iter().collect()
+    }
+
+    fn parent(&self) -> Parent {
+        if self.exit_with_stdin { Parent::HoldsStdin } else { Parent::Any }
     }
 }
 
@@ -137,27 +145,31 @@ pub(crate) fn threads(cli: &Cli) -> Result<Option<usize>, Problem> {
 
 pub(crate) async fn worker(global: &Global, args: Args, program: Program) -> Outcome {
     let mut overrides = [args.node.overrides(), args.work.overrides()].concat();
+    let parent = args.node.parent();
     if args.schedules {
         overrides.extend(Override::of("worker.schedules", "--schedules", Some(&true)));
     }
-    start(Context::new(global, overrides, program)?, Role::Worker).await
+    start(Context::new(global, overrides, program)?, Role::Worker, parent).await
 }
 
 pub(crate) async fn scheduler(global: &Global, args: SchedulerArgs, program: Program) -> Outcome {
-    start(Context::new(global, args.node.overrides(), program)?, Role::Scheduler).await
+    start(Context::new(global, args.node.overrides(), program)?, Role::Scheduler, args.node.parent()).await
 }
 
 pub(crate) async fn all(global: &Global, args: AllArgs, program: Program) -> Outcome {
     let overrides = [args.node.overrides(), args.work.overrides()].concat();
-    start(Context::new(global, overrides, program)?, Role::All).await
+    start(Context::new(global, overrides, program)?, Role::All, args.node.parent()).await
 }
 
 /// Runs a node until it is told to stop.
-async fn start(context: Context, role: Role) -> Outcome {
+async fn start(context: Context, role: Role, parent: Parent) -> Outcome {
     let node = node_name(context.loaded.config.worker.node.as_ref())?;
     start_logs(&context, &node);
     let backend = context.store_or_new().await?;
     let shutdown = Shutdown::new();
+    if parent == Parent::HoldsStdin {
+        parent::end_with_stdin(shutdown.clone());
+    }
     let stops = signals::listen(Arc::clone(&backend), node.clone(), shutdown.clone());
     let settings = settings_of(&context.loaded.config.worker, node, role);
     run_node(context, backend, settings, shutdown).await?;
