@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
-use crate::args::{Cli, Command, Global, command_of};
+use crate::args::{Cli, Command, Format, Global, command_of};
 use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::logs::{self, Labels, Stream};
@@ -95,7 +95,7 @@ async fn dispatch(cli: Cli, program: Program) -> Result<ExitCode, Problem> {
         Command::Scheduler(args) => worker::scheduler(global, args, program).await,
         Command::All(args) => worker::all(global, args, program).await,
         Command::Dev(args) => dev::run(global, args, program).await,
-        Command::Demo(args) => return Ok(demo::run(args).await?),
+        Command::Demo(args) => return Ok(demo::run(args, setting(global)).await?),
         Command::Bench(args) => return Ok(bench::run(args).await?),
         Command::Config(args) => config::run(global, args),
         Command::Completions(args) => completions::run(&args, program.name()),
@@ -111,6 +111,13 @@ async fn dispatch(cli: Cli, program: Program) -> Result<ExitCode, Problem> {
         Command::Health(args) => health::run(&quiet_context(global, program)?, &args).await,
     };
     outcome.map(Into::into)
+}
+
+/// Only what the command line says: a demo must not run in the store that the configuration happens to name.
+fn setting(global: &Global) -> demo::Setting {
+    let json = global.json || matches!(global.output, Some(Format::Json | Format::Ndjson));
+    let progress = if global.quiet { demo::Progress::Hidden } else { demo::Progress::OnTerminal };
+    demo::Setting { store: global.store.clone(), json, progress }
 }
 
 /// What a command that prints data works with: it logs warnings only, and on standard error.
