@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
 use windlass::config::Loaded;
-use windlass::{Backend, Client, SystemClock};
+use windlass::{Backend, Client, Location, SystemClock};
 
 use crate::args::Global;
 use crate::exit::{Exit, Problem};
@@ -39,12 +39,30 @@ impl Context {
 
     /// The store, which must exist.
     pub(crate) async fn store(&self) -> Result<Arc<dyn Backend>, Problem> {
+        self.refuse_memory()?;
         settings::open(&self.loaded, Missing::Refuse).await
     }
 
     /// The store, made when it does not exist.
     pub(crate) async fn store_or_new(&self) -> Result<Arc<dyn Backend>, Problem> {
+        self.refuse_memory()?;
         settings::open(&self.loaded, Missing::Create).await
+    }
+
+    /// The store of a node: also one in memory, for a program that enqueues its own tasks.
+    pub(crate) async fn store_of_node(&self) -> Result<Arc<dyn Backend>, Problem> {
+        settings::open(&self.loaded, Missing::Create).await
+    }
+
+    /// A store in memory would be empty, and gone when the command ends.
+    fn refuse_memory(&self) -> Result<(), Problem> {
+        match self.loaded.config.store.parse()? {
+            Location::Memory => Err(Problem::usage(
+                "a store in memory lives as long as this command: nobody would ever see what is in it",
+                "name a file, as in `--store sqlite:windlass.db`, or run one task with `windlass run NAME --inline`",
+            )),
+            Location::Sqlite(_) => Ok(()),
+        }
     }
 
     /// A producer's connection to a store that is open.

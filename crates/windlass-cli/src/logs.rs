@@ -19,6 +19,9 @@ use windlass::{Clock, SystemClock};
 use crate::args::Global;
 use crate::output::{Tone, colors, one_line};
 
+/// What `-v` shows: more of the application and of the engine, not of what HTTP is made of.
+const DEBUG: &str = "debug,hyper=info,hyper_util=info,reqwest=info,rustls=info";
+
 /// Where log lines go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
@@ -42,7 +45,7 @@ pub(crate) fn start(global: &Global, config: &LogConfig, stream: Stream, labels:
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
         (false, 0) => config.level.as_str(),
-        (false, 1) => "debug",
+        (false, 1) => DEBUG,
         (false, _) => "trace",
     };
     let terminal = match stream {
@@ -124,6 +127,8 @@ impl Lines {
         let mut line = format!("{} {} {}", paint(clock, Tone::Dim), paint(name, tone), one_line(&seen.message));
         for (name, value) in seen.fields.iter().filter(|(name, _)| *name != "event") {
             let value = match value {
+                // Where a value with spaces ends must be seen.
+                Value::String(text) if text.is_empty() || text.contains(' ') => format!("{text:?}"),
                 Value::String(text) => one_line(text),
                 other => other.to_string(),
             };
@@ -250,5 +255,8 @@ mod tests {
         seen.message = "two\nlines".to_owned();
         let line = lines(true).pretty_line("2026-01-02T03:04:05.678Z", Level::WARN, &seen);
         assert_eq!(line, "03:04:05.678 WARN  two lines  task_id=a  attempt=3");
+        seen.fields = vec![("error", "no\u{1b}[2J such host".into())];
+        let line = lines(true).pretty_line("2026-01-02T03:04:05.678Z", Level::WARN, &seen);
+        assert_eq!(line, "03:04:05.678 WARN  two lines  error=\"no\\u{1b}[2J such host\"");
     }
 }

@@ -47,7 +47,7 @@ pub(crate) async fn run(global: &Global, args: Args, program: Program) -> Outcom
     }
     let node = node_name(context.loaded.config.worker.node.as_ref())?;
     start_logs(&context, &node);
-    let backend = context.store_or_new().await?;
+    let backend = context.store_of_node().await?;
     let shutdown = Shutdown::new();
     let stops = signals::listen(Arc::clone(&backend), node.clone(), shutdown.clone());
     // Both are remembered before they can change: the path of a program that is replaced is gone.

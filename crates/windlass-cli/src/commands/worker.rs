@@ -165,7 +165,7 @@ pub(crate) async fn all(global: &Global, args: AllArgs, program: Program) -> Out
 async fn start(context: Context, role: Role, parent: Parent) -> Outcome {
     let node = node_name(context.loaded.config.worker.node.as_ref())?;
     start_logs(&context, &node);
-    let backend = context.store_or_new().await?;
+    let backend = context.store_of_node().await?;
     let shutdown = Shutdown::new();
     if parent == Parent::HoldsStdin {
         parent::end_with_stdin(shutdown.clone());

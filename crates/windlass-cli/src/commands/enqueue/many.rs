@@ -347,9 +347,12 @@ impl Run<'_> {
             self.tally.last_line = *number;
             self.write_id(&mut text, &id, *number, fresh)?;
         }
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(&text)?;
-        stdout.flush()?;
+        // The bar is on the same terminal as often as not.
+        self.bar.suspend(|| {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(&text)?;
+            stdout.flush()
+        })?;
         let elapsed = self.bar.elapsed().max(Duration::from_millis(1));
         let speed = self.tally.enqueued as f64 / elapsed.as_secs_f64();
         self.bar.set_message(format!("{} tasks, {speed:.0}/s", self.tally.enqueued));
