@@ -155,9 +155,8 @@ impl Data {
         if !std::mem::replace(&mut self.queues[index].counts.paused, false) {
             return 0;
         }
-        self.wake_queue(index);
-        // While it was paused nobody set an alarm for its scheduled tasks.
-        self.waiters.reset_alarms(&self.queues[index]);
+        // Everybody looks again: for what is ready, and for when the next task falls due, which nobody did meanwhile.
+        self.waiters.ring_all(&self.queues[index]);
         1
     }
 

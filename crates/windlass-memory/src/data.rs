@@ -283,7 +283,8 @@ impl Data {
                 let earliest = queue.due.first().is_none_or(|(first, ..)| due_at < *first);
                 queue.due.insert((due_at, task.seq, slot));
                 if earliest {
-                    self.waiters.reset_alarms(queue);
+                    // Whoever waits there set its alarm for a later task.
+                    self.waiters.ring_all(queue);
                 }
             }
             Stage::Ready => {

@@ -60,8 +60,8 @@ impl Waiters {
         queue.fresh += count;
     }
 
-    /// A task falls due earlier than all others of its queue: whoever waits there sets its alarm anew.
-    pub(crate) fn reset_alarms(&self, queue: &Queue) {
+    /// Lets everybody who waits for a queue look again.
+    pub(crate) fn ring_all(&self, queue: &Queue) {
         for waiter in queue.waiting.iter().filter_map(|id| self.by_id.get(id)) {
             waiter.bell.notify_one();
         }

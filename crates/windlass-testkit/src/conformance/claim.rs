@@ -279,6 +279,19 @@ pub async fn every_task_finds_one_of_the_waiting_claims(h: &Harness) {
     assert_eq!(claimed, pushed.into_iter().collect());
 }
 
+/// A claim that was woken for one task and takes another leaves the first to whoever waits for it.
+pub async fn a_task_that_is_passed_over_wakes_the_next_claim(h: &Harness) {
+    let long = PATIENCE * 2;
+    let of_both = begin(h, Demand { wait: long, ..demand_of(&["a", "b"], 1) });
+    let of_a = begin(h, Demand { wait: long, ..demand_of(&["a"], 1) });
+    let of_b = begin(h, Demand { wait: long, ..demand_of(&["b"], 1) });
+    let in_b = h.push(task_in("b")).await;
+    let in_a = h.push(task_in("a")).await;
+    let taken = ids(soon(of_both).await).remove(0);
+    let (left, claim) = if taken == in_a { (in_b, of_b) } else { (in_a, of_a) };
+    assert_eq!(ids(soon(claim).await), [left]);
+}
+
 /// However many claim at once, every task has one holder.
 pub async fn concurrent_claims_never_share_a_task(h: &Harness) {
     h.push_all(tasks(100)).await;

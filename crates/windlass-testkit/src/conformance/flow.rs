@@ -166,6 +166,16 @@ pub async fn a_stranded_task_is_a_dead_letter(h: &Harness) {
     assert_eq!(h.default_counts().await.dead, 2);
 }
 
+/// A step that lives already is not stranded.
+pub async fn a_step_that_is_known_is_not_stranded(h: &Harness) {
+    let body = task("body");
+    push_group(h, FailurePolicy::All, 1, After { push: vec![body.clone()], ..After::default() }).await;
+    let member = h.claim_one().await;
+    h.push(body.clone()).await;
+    h.settle(&member, dead()).await;
+    assert_eq!((h.state(&body.id).await, h.default_counts().await.dead), (State::Ready, 1));
+}
+
 /// By the policy `any`, one success is enough; failed members are null.
 pub async fn by_any_one_success_is_enough(h: &Harness) {
     let body = push_chord(h, FailurePolicy::Any, 3).await;

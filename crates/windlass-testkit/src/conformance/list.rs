@@ -147,6 +147,8 @@ const KEYS: [&str; 2] = ["tenant 1", "tenant 2"];
 /// Tasks of every kind in every state; answers the workflows that some of them belong to.
 async fn populate(h: &Harness, rng: &mut Rng) -> Vec<TaskId> {
     let workflows: Vec<TaskId> = (0..2).map(|_| TaskId::random()).collect();
+    // A workflow is named after its first task, which a filter finds as well.
+    h.push_all(workflows.iter().map(|id| Envelope { id: id.clone(), ..task("first") })).await;
     for _ in 0..60 {
         h.clock.advance(secs(rng.u64(0..3)));
         h.push(random_task(rng, &workflows)).await;

@@ -214,6 +214,20 @@ pub async fn a_task_that_started_over_is_not_forgotten(h: &Harness) {
     assert_eq!(h.tick_after(MICRO).await.pruned, 1);
 }
 
+/// A task that started over has ended when it ended last: it is forgotten after those that ended before that.
+pub async fn a_task_that_started_over_ends_anew(h: &Harness) {
+    let first = h.push_and_run(task("work"), ok("1")).await;
+    let second = h.push_and_run(task("work"), ok("1")).await;
+    h.act_on(&first, TaskAction::Retry).await;
+    h.clock.advance(secs(1));
+    h.run_one(ok("2")).await;
+    for _ in 2..=RETENTION.finished_max {
+        h.push_and_run(task("work"), ok("1")).await;
+    }
+    h.tick().await;
+    assert_eq!((h.find(&second).await.is_some(), h.find(&first).await.is_some()), (false, true));
+}
+
 /// The id of a forgotten task is free.
 pub async fn the_id_of_a_forgotten_task_is_free(h: &Harness) {
     let first = task("work");

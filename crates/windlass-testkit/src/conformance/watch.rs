@@ -104,6 +104,15 @@ pub async fn everybody_who_watches_is_woken(h: &Harness) {
     }
 }
 
+/// A watch that gave up does not keep the others from being woken.
+pub async fn a_watch_that_gave_up_does_not_disturb_the_others(h: &Harness) {
+    let claim = h.push_and_claim(task("work")).await;
+    let ended = begin(h, &claim.receipt.id);
+    assert_eq!(soon(watch(h, std::slice::from_ref(&claim.receipt.id), SHORT)).await, []);
+    h.settle(&claim, ok("1")).await;
+    assert_eq!(soon(ended).await.len(), 1);
+}
+
 /// A task that started over has not ended.
 pub async fn a_task_that_started_over_has_not_ended(h: &Harness) {
     let id = h.push_and_run(task("work"), dead()).await;
