@@ -32,11 +32,14 @@ impl Wake for Woken {
 
 impl Waiting {
     fn begin(store: &MemoryStore, max: usize) -> Self {
+        Self::begin_at(store, &["default"], max)
+    }
+
+    fn begin_at(store: &MemoryStore, queues: &[&str], max: usize) -> Self {
+        let queues = queues.iter().map(|name| QueueName::known(name)).collect();
+        let demand = Demand { queues, ..demand(max, Duration::from_secs(60)) };
         let store = store.clone();
-        let mut waiting = Self {
-            claim: Box::pin(async move { store.claim(&demand(max, Duration::from_secs(60))).await }),
-            woken: Arc::default(),
-        };
+        let mut waiting = Self { claim: Box::pin(async move { store.claim(&demand).await }), woken: Arc::default() };
         assert!(waiting.poll().is_none(), "there is nothing to take yet");
         waiting
     }
@@ -67,7 +70,11 @@ fn demand(max: usize, wait: Duration) -> Demand {
 }
 
 async fn push(store: &MemoryStore, count: usize) {
-    let task = || Envelope::new(TaskName::known("work"), QueueName::default(), Args::none());
+    push_to(store, "default", count).await;
+}
+
+async fn push_to(store: &MemoryStore, queue: &str, count: usize) {
+    let task = || Envelope::new(TaskName::known("work"), QueueName::known(queue), Args::none());
     let push = Push { envelopes: (0..count).map(|_| task()).collect(), groups: Vec::new() };
     store.push(&push).await.expect("the store answers");
 }
@@ -104,6 +111,19 @@ async fn a_claim_that_is_dropped_when_it_was_woken_wakes_the_next() {
     drop(waiting.remove(0));
     assert_eq!(woken(&waiting), [1]);
     assert_eq!(waiting[0].poll(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_takes_another_task_wakes_the_next() {
+    let store = store();
+    let mut of_both = Waiting::begin_at(&store, &["a", "b"], 1);
+    let mut of_a = Waiting::begin_at(&store, &["a"], 1);
+    let mut of_b = Waiting::begin_at(&store, &["b"], 1);
+    push_to(&store, "b", 1).await;
+    push_to(&store, "a", 1).await;
+    assert_eq!(of_both.poll(), Some(1), "it was woken for `b` and prefers `a`");
+    assert_eq!((of_a.poll(), of_b.poll()), (None, Some(1)));
+    assert_eq!(of_b.woken.0.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]

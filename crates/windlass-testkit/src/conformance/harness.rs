@@ -258,11 +258,17 @@ pub(crate) fn is_rejected<T>(result: Result<T, StoreError>) -> bool {
     matches!(result, Err(StoreError::Rejected(_)))
 }
 
-/// Starts something that must wait: it is polled once, and has no answer yet.
-pub(crate) fn begun<T>(future: impl Future<Output = T> + Send + 'static) -> Pin<Box<dyn Future<Output = T> + Send>> {
+/// Starts something that must wait: it has no answer yet, and goes on by itself from here.
+///
+/// It runs as a task of its own because a future that is not polled may hold something that the others need, such as a
+/// turn at the store's connections. No program leaves its futures lying like that, so no case does.
+pub(crate) fn begun<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> impl Future<Output = T> + Send {
     let mut future: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(future);
     assert!((&mut future).now_or_never().is_none(), "there is nothing to answer yet");
-    future
+    let task = tokio::spawn(future);
+    async move { task.await.unwrap_or_else(|error| panic!("what was begun does not end: {error}")) }
 }
 
 /// Waits for what must happen at once.
