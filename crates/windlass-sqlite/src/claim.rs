@@ -12,6 +12,7 @@ use windlass_core::view::{PROGRESS_TEXT_BYTES_MAX, Progress};
 use windlass_core::{Priority, QueueName, State, TaskName, Timestamp};
 
 use crate::errors::Fault;
+use crate::receipt::{place_of, row_of};
 use crate::rows::{RUNNING, id_of, is_id, optional_text, priority_of, ready_at, to_json};
 use crate::tick;
 use crate::tx::Tx;
@@ -62,10 +63,14 @@ fn take_from(tx: &mut Tx<'_>, demand: &Demand, queue: &QueueName, claimed: &mut 
     loop {
         let wanted = demand.max - claimed.len();
         let best = best_of(tx, number, &shut, wanted)?;
+        if best.is_empty() {
+            return Ok(());
+        }
+        let node = tx.node(&demand.node)?;
         let found = best.len();
         let mut late = 0;
         for (_, seq) in best {
-            if let Some(task) = take(tx, demand, queue, seq)? {
+            if let Some(task) = take(tx, demand, node, queue, seq)? {
                 claimed.push(task);
             } else {
                 tick::expire(tx, seq)?;
@@ -121,11 +126,11 @@ pub(crate) fn ready_names(db: &Connection, queue: i64) -> Result<Vec<i64>, Fault
 }
 
 /// Hands one ready task to the node, unless it has expired.
-fn take(tx: &mut Tx<'_>, demand: &Demand, queue: &QueueName, seq: i64) -> Result<Option<Claimed>, Fault> {
+fn take(tx: &mut Tx<'_>, demand: &Demand, node: i64, queue: &QueueName, seq: i64) -> Result<Option<Claimed>, Fault> {
     let now = tx.now_micros();
     let mut select = tx.prepare(
-        "SELECT id, queue, name, priority, rank, fence, attempt, enqueued_at, expires, body \
-         FROM windlass_task WHERE seq = ?1",
+        "SELECT id, queue, name, priority, rank, fence, attempt, enqueued_at, expires, body, \
+         guard IS NULL AND keep IS NULL FROM windlass_task WHERE seq = ?1",
     )?;
     let mut rows = select.query([seq])?;
     let row = rows.next()?.ok_or_else(|| Fault::damaged("index of ready tasks", format_args!("no task {seq}")))?;
@@ -133,8 +138,14 @@ fn take(tx: &mut Tx<'_>, demand: &Demand, queue: &QueueName, seq: i64) -> Result
         return Ok(None);
     }
     let priority = priority_of(row.get(3)?)?;
+    let queue_number: i64 = row.get(1)?;
+    let plain: bool = row.get(10)?;
     let task = Claimed {
-        receipt: Receipt { id: id_of(row.get_ref(0)?)?, fence: row.get::<_, i64>(5)? + 1, row: seq },
+        receipt: Receipt {
+            id: id_of(row.get_ref(0)?)?,
+            fence: row.get::<_, i64>(5)? + 1,
+            row: row_of(seq, plain.then_some(queue_number)),
+        },
         name: tx.name_word(row.get(2)?)?,
         queue: queue.clone(),
         priority,
@@ -146,12 +157,12 @@ fn take(tx: &mut Tx<'_>, demand: &Demand, queue: &QueueName, seq: i64) -> Result
         enqueued_at: Timestamp::from_micros(row.get(7)?),
         ready_at: ready_at(row.get(4)?, priority),
     };
-    tx.count(row.get(1)?, Some(State::Ready), Some(State::Running));
+    tx.count(queue_number, Some(State::Ready), Some(State::Running));
     let lease_until = (tx.now + demand.lease).as_micros();
     tx.execute(
         "UPDATE windlass_task SET state = 2, at = ?2, node = ?3, started_at = ?4, fence = ?5, attempt = ?6, \
          progress = NULL WHERE seq = ?1",
-        params![seq, lease_until, demand.node.as_str(), now, task.receipt.fence, task.attempt],
+        params![seq, lease_until, node, now, task.receipt.fence, task.attempt],
     )?;
     Ok(Some(task))
 }
@@ -188,7 +199,8 @@ impl PreparedRenewal {
 pub(crate) fn renew(tx: &mut Tx<'_>, renewal: &PreparedRenewal, lease: Duration) -> Result<Renewed, Fault> {
     let receipt = &renewal.receipt;
     let mut select = tx.prepare("SELECT id, fence, state, cancel FROM windlass_task WHERE seq = ?1")?;
-    let mut rows = select.query([receipt.row])?;
+    let place = place_of(receipt.row);
+    let mut rows = select.query([place])?;
     let Some(row) = rows.next()? else { return Ok(Renewed::Lost) };
     let held = row.get::<_, i64>(2)? == RUNNING
         && row.get::<_, i64>(1)? == receipt.fence
@@ -199,7 +211,7 @@ pub(crate) fn renew(tx: &mut Tx<'_>, renewal: &PreparedRenewal, lease: Duration)
     let cancelled = row.get::<_, i64>(3)? != 0;
     tx.execute(
         "UPDATE windlass_task SET at = ?2, progress = coalesce(?3, progress) WHERE seq = ?1",
-        params![receipt.row, (tx.now + lease).as_micros(), renewal.progress],
+        params![place, (tx.now + lease).as_micros(), renewal.progress],
     )?;
     Ok(if cancelled { Renewed::Cancelled } else { Renewed::Held })
 }

@@ -7,6 +7,7 @@ use windlass_core::view::{Cursor, Filter};
 use windlass_core::{NodeId, QueueName, State, TaskId, TaskName, Verdict};
 
 use crate::errors::Fault;
+use crate::fleet;
 use crate::listing::{self, Scanned};
 use crate::push::{self, holder_of, store_body, take};
 use crate::rows::{self, Id, READY, priority_of, ready_at, state_of};
@@ -196,7 +197,8 @@ pub(crate) fn set_name(tx: &mut Tx<'_>, name: &TaskName, flowing: Flowing) -> Re
 
 /// Leaves an order for a node. Answers whether there is such a node.
 pub(crate) fn order(tx: &mut Tx<'_>, node: &NodeId, order: Order) -> Result<u64, Fault> {
-    let known = tx.prepare("SELECT 1 FROM windlass_node WHERE id = ?1")?.exists([node.as_str()])?;
+    let mut known = tx.prepare("SELECT 1 FROM windlass_node WHERE id = ?1 AND info IS NOT NULL AND beat_at > ?2")?;
+    let known = known.exists(params![node.as_str(), (tx.now - fleet::SHOWN).as_micros()])?;
     if !known {
         return Ok(0);
     }

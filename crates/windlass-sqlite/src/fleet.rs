@@ -1,19 +1,23 @@
 //! The fleet: nodes that say they are alive, and the tasks that waited for one that knows their name.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, params};
 use windlass_core::view::{Node, NodeInfo, NodePhase};
 use windlass_core::{State, Timestamp};
 
 use crate::errors::Fault;
 use crate::rows::{from_json, text};
-use crate::tick::NODE_KEPT;
 use crate::tx::Tx;
 
 /// The most parked tasks that one beat makes ready; the next beat goes on.
 const UNPARK_MAX: usize = 10_000;
 
+/// A node is shown for a day after its last beat.
+pub(crate) const SHOWN: Duration = Duration::from_secs(86_400);
+
 /// Records a beat; `info` is the node's own words as JSON.
-pub(crate) fn beat(tx: &mut Tx<'_>, node: &NodeInfo, info: &str, ttl: std::time::Duration) -> Result<(), Fault> {
+pub(crate) fn beat(tx: &mut Tx<'_>, node: &NodeInfo, info: &str, ttl: Duration) -> Result<(), Fault> {
     let alive_until = match node.phase {
         NodePhase::Running | NodePhase::Quiet | NodePhase::Stopping => tx.now + ttl,
         NodePhase::Stopped => tx.now,
@@ -59,9 +63,10 @@ fn unpark(tx: &mut Tx<'_>, node: &NodeInfo) -> Result<(), Fault> {
 /// Every node that beat in the last day, the living first.
 pub(crate) fn nodes(db: &Connection, now: Timestamp) -> Result<Vec<Node>, Fault> {
     let mut select = db.prepare_cached(
-        "SELECT info, beat_at, alive_until > ?1 FROM windlass_node WHERE beat_at > ?2 ORDER BY alive_until > ?1 DESC, id",
+        "SELECT info, beat_at, alive_until > ?1 FROM windlass_node \
+         WHERE info IS NOT NULL AND beat_at > ?2 ORDER BY alive_until > ?1 DESC, id",
     )?;
-    let mut rows = select.query([now.as_micros(), (now - NODE_KEPT).as_micros()])?;
+    let mut rows = select.query([now.as_micros(), (now - SHOWN).as_micros()])?;
     let mut nodes = Vec::new();
     while let Some(row) = rows.next()? {
         nodes.push(Node {

@@ -6,7 +6,7 @@
 //! a claim that found nothing -->  wake: rung by the writer of this process, or by the lookout for other processes
 //! ```
 //!
-//! Where to look: `schema` tables and migrations; `open` the path and the threads; `writer`, `tx` what a transaction is;
+//! Where to look: `schema` tables and migrations; `open` the path and the threads; `writer`, `tx`, `statements` what a transaction is;
 //! `push`, `claim`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules` one verb each; `read`, `listing`, `info`
 //! what people see; `wake` waiting; `file` the file under us; `errors` what SQLite's errors mean.
 
@@ -22,10 +22,12 @@ mod listing;
 mod open;
 mod push;
 mod read;
+mod receipt;
 mod rows;
 mod schedules;
 mod schema;
 mod settle;
+mod statements;
 mod tick;
 mod tx;
 mod wake;

@@ -143,7 +143,7 @@ pub(crate) fn micros(duration: Duration) -> i64 {
 /// Everything that [`record`] reads; conditions on `t` follow.
 pub(crate) const RECORD: &str = "\
 SELECT t.seq, t.id, n.name, q.name, t.priority, t.state, t.at, t.attempt, t.crashes, t.enqueued_at, t.started_at, \
-t.node, t.cancel, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, \
+(SELECT w.id FROM windlass_node w WHERE w.number = t.node), t.cancel, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, \
 coalesce(t.body, (SELECT l.body FROM windlass_large l WHERE l.seq = t.seq)) \
 FROM windlass_task t CROSS JOIN windlass_queue q ON q.id = t.queue CROSS JOIN windlass_name n ON n.id = t.name ";
 

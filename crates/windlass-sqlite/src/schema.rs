@@ -73,7 +73,7 @@ CREATE TABLE windlass_task (
     crashes INTEGER NOT NULL,
     enqueued_at INTEGER NOT NULL,
     started_at INTEGER,
-    node TEXT,
+    node INTEGER,
     cancel INTEGER NOT NULL,      -- 1: somebody asked to cancel it while it runs
     has_flow INTEGER NOT NULL,    -- 1: the body says what follows
     expires INTEGER,
@@ -138,9 +138,15 @@ CREATE TABLE windlass_schedule (
     missed INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
+-- Every node that ever beat or claimed; `info` is what it said last.
 CREATE TABLE windlass_node (
-    id TEXT PRIMARY KEY, info TEXT NOT NULL, beat_at INTEGER NOT NULL, alive_until INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    info TEXT,
+    beat_at INTEGER NOT NULL,
+    alive_until INTEGER NOT NULL
+) STRICT;
+CREATE INDEX windlass_node_beat ON windlass_node (beat_at);
 CREATE TABLE windlass_order (number INTEGER PRIMARY KEY, node TEXT NOT NULL, what TEXT NOT NULL, slots INTEGER) STRICT;
 CREATE INDEX windlass_order_node ON windlass_order (node);
 ";

@@ -2,7 +2,7 @@
 //!
 //! 1. is the receipt the newest?   2. did somebody cancel the task meanwhile?   3. change the row   4. apply what follows
 
-use rusqlite::{CachedStatement, params};
+use rusqlite::params;
 use windlass_core::backend::{Receipt, Settled, Settlement};
 use windlass_core::flow::{self, Follow};
 use windlass_core::state::{Spent, rank};
@@ -12,7 +12,10 @@ use windlass_core::{DeadReason, Failure, NodeId, State, TaskId, Timestamp, Verdi
 use crate::errors::Fault;
 use crate::flow::{PreparedFollow, apply};
 use crate::push;
-use crate::rows::{self, RUNNING, id_of, is_id, optional_text, parse, priority_of, reason_code, state_code, to_json};
+use crate::receipt::{place_of, plain_queue_of};
+use crate::rows::{
+    self, Id, RUNNING, id_of, is_id, optional_text, parse, priority_of, reason_code, state_code, to_json,
+};
 use crate::tx::Tx;
 
 /// A settle as it is stored.
@@ -72,6 +75,9 @@ impl Held {
 /// Records one verdict, unless its receipt is not the newest.
 pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settlement, Fault> {
     let receipt = &settled.receipt;
+    if settle_plainly(tx, settled)? {
+        return Ok(Settlement::Applied);
+    }
     let Some(mut held) = held_by(tx, receipt)? else { return Ok(Settlement::Stale) };
     // A holder that speaks is not lost.
     held.crashes = 0;
@@ -86,8 +92,8 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settle
             note_attempt(tx, &held, &settled.verdict)?;
             let state = settled.verdict.state();
             let again_at = tx.now + *after;
-            let priority = tx.prepare("SELECT priority FROM windlass_task WHERE seq = ?1")?;
-            let priority = priority_of(one(priority, held.seq)?)?;
+            let mut select = tx.prepare("SELECT priority FROM windlass_task WHERE seq = ?1")?;
+            let priority = priority_of(select.query_row([held.seq], |row| row.get(0))?)?;
             tx.execute(
                 "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, crashes = 0 WHERE seq = ?1",
                 params![held.seq, state_code(state), again_at.as_micros(), rank(priority, again_at)],
@@ -110,6 +116,28 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settle
         }
     }
     Ok(Settlement::Applied)
+}
+
+/// Ends a plain task that succeeded with one statement. Answers whether it was that.
+fn settle_plainly(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<bool, Fault> {
+    let receipt = &settled.receipt;
+    let (Some(queue), Verdict::Succeeded { result, skipped: None }) = (plain_queue_of(receipt.row), &settled.verdict)
+    else {
+        return Ok(false);
+    };
+    let ended = tx.execute(
+        "UPDATE windlass_task SET state = 4, at = ?4, crashes = 0, result = ?5 \
+         WHERE seq = ?1 AND id = ?2 AND fence = ?3 AND state = 2 AND cancel = 0",
+        params![place_of(receipt.row), Id(&receipt.id), receipt.fence, tx.now_micros(), result.as_str()],
+    )?;
+    if ended == 0 {
+        return Ok(false);
+    }
+    tx.count(queue, Some(State::Running), Some(State::Succeeded));
+    tx.keep(1)?;
+    tx.ended(&receipt.id);
+    apply(tx, &settled.follow)?;
+    Ok(true)
 }
 
 /// Writes down what went wrong in an attempt that does not end the task, and gives the attempt back when it was none.
@@ -137,7 +165,8 @@ fn note_attempt(tx: &Tx<'_>, held: &Held, verdict: &Verdict) -> Result<(), Fault
 /// The task of a receipt, when it is the newest.
 fn held_by(tx: &Tx<'_>, receipt: &Receipt) -> Result<Option<Held>, Fault> {
     let mut select = tx.prepare(HELD)?;
-    let mut rows = select.query([receipt.row])?;
+    let place = place_of(receipt.row);
+    let mut rows = select.query([place])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     let newest = row.get::<_, i64>(2)? == RUNNING
         && row.get::<_, i64>(7)? == receipt.fence
@@ -145,7 +174,7 @@ fn held_by(tx: &Tx<'_>, receipt: &Receipt) -> Result<Option<Held>, Fault> {
     if !newest {
         return Ok(None);
     }
-    held(row, receipt.row, receipt.id.clone()).map(Some)
+    held(row, place, receipt.id.clone()).map(Some)
 }
 
 /// The task at a place, whatever its state.
@@ -250,7 +279,10 @@ fn move_to(tx: &mut Tx<'_>, held: &Held, state: State) -> Result<(), Fault> {
 
 /// The history of a running task with its present attempt, as text.
 pub(crate) fn with_attempt(tx: &Tx<'_>, seq: i64, failure: &Failure) -> Result<String, Fault> {
-    let mut select = tx.prepare("SELECT attempt, node, started_at, history FROM windlass_task WHERE seq = ?1")?;
+    let mut select = tx.prepare(
+        "SELECT attempt, (SELECT id FROM windlass_node WHERE number = node), started_at, history \
+         FROM windlass_task WHERE seq = ?1",
+    )?;
     let mut rows = select.query([seq])?;
     let row = rows.next()?.ok_or_else(|| Fault::damaged("index of tasks", format_args!("no task {seq}")))?;
     let mut history: Vec<AttemptRecord> =
@@ -264,10 +296,6 @@ pub(crate) fn with_attempt(tx: &Tx<'_>, seq: i64, failure: &Failure) -> Result<S
     };
     remember_attempt(&mut history, attempt);
     Ok(to_json(&history))
-}
-
-fn one(mut select: CachedStatement<'_>, seq: i64) -> Result<i64, Fault> {
-    Ok(select.query_row([seq], |row| row.get(0))?)
 }
 
 /// Makes a task that was claimed but cannot be read a dead letter: it would be claimed again and again.

@@ -19,8 +19,8 @@ use crate::tx::Tx;
 const EACH_MAX: usize = 1_000;
 /// Groups that never became complete are kept at least this long.
 const UNFINISHED_GROUP_KEPT: Duration = Duration::from_secs(35 * 86_400);
-/// Nodes are forgotten after a day of silence.
-pub(crate) const NODE_KEPT: Duration = Duration::from_secs(86_400);
+/// The names of nodes are kept this long after their last word, or as long as dead letters, which say who ran them.
+const NODE_KEPT: Duration = Duration::from_secs(90 * 86_400);
 /// Free pages below this many stay in the file: it would grow again soon.
 const FREE_PAGES_KEPT: i64 = 1_000;
 /// The most free pages that one tick gives back to the file system, 2 MiB: each page is moved.
@@ -235,12 +235,16 @@ fn forget(tx: &mut Tx<'_>) -> Result<(), Fault> {
          (SELECT key FROM windlass_taken WHERE until IS NOT NULL AND until <= ?1 LIMIT ?2)",
         params![now, EACH_MAX as i64],
     )?;
-    let silent_since = (tx.now - NODE_KEPT).as_micros();
+    let silent_since = (tx.now - NODE_KEPT.max(tx.retention.dead)).as_micros();
     tx.execute(
         "DELETE FROM windlass_order WHERE node IN (SELECT id FROM windlass_node WHERE beat_at < ?1)",
         [silent_since],
     )?;
-    tx.execute("DELETE FROM windlass_node WHERE beat_at < ?1", [silent_since])?;
+    tx.execute(
+        "DELETE FROM windlass_node WHERE number IN \
+         (SELECT number FROM windlass_node WHERE beat_at < ?1 LIMIT ?2)",
+        params![silent_since, EACH_MAX as i64],
+    )?;
     let finished = (tx.now - tx.retention.dead).as_micros();
     let unfinished = (tx.now - UNFINISHED_GROUP_KEPT.max(tx.retention.dead)).as_micros();
     let mut select = tx.prepare(
@@ -259,7 +263,8 @@ fn forget(tx: &mut Tx<'_>) -> Result<(), Fault> {
 
 /// Gives free pages back to the file system, some with each tick.
 fn shrink(tx: &Tx<'_>) -> Result<(), Fault> {
-    let number = |pragma: &str| -> Result<i64, Fault> { Ok(tx.prepare(pragma)?.query_row([], |row| row.get(0))?) };
+    let number =
+        |pragma: &'static str| -> Result<i64, Fault> { Ok(tx.prepare(pragma)?.query_row([], |row| row.get(0))?) };
     let free = number("PRAGMA freelist_count")?;
     if free <= FREE_PAGES_KEPT || free * 4 <= number("PRAGMA page_count")? {
         return Ok(());
@@ -292,8 +297,10 @@ fn take_orders(tx: &Tx<'_>, node: &NodeId) -> Result<Vec<Order>, Fault> {
 }
 
 fn cancelled_of(tx: &Tx<'_>, node: &NodeId) -> Result<Vec<windlass_core::TaskId>, Fault> {
-    let mut select =
-        tx.prepare("SELECT id FROM windlass_task WHERE cancel = 1 AND node = ?1 AND state = 2 LIMIT ?2")?;
+    let mut select = tx.prepare(
+        "SELECT id FROM windlass_task WHERE cancel = 1 AND state = 2 \
+             AND node = (SELECT number FROM windlass_node WHERE id = ?1) LIMIT ?2",
+    )?;
     let mut rows = select.query(params![node.as_str(), EACH_MAX as i64])?;
     let mut ids = Vec::new();
     while let Some(row) = rows.next()? {
@@ -308,7 +315,7 @@ fn next_slot(tx: &Tx<'_>) -> Result<Option<Timestamp>, Fault> {
     Ok(next.map(Timestamp::from_micros))
 }
 
-fn seqs(tx: &Tx<'_>, sql: &str, until: i64) -> Result<Vec<i64>, Fault> {
+fn seqs(tx: &Tx<'_>, sql: &'static str, until: i64) -> Result<Vec<i64>, Fault> {
     let mut select = tx.prepare(sql)?;
     let seqs = select.query_map(params![until, EACH_MAX as i64], |row| row.get(0))?.collect::<Result<_, _>>()?;
     Ok(seqs)

@@ -4,12 +4,13 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use windlass_core::view::Retention;
-use windlass_core::{QueueName, State, TaskId, TaskName, Timestamp};
+use windlass_core::{NodeId, QueueName, State, TaskId, TaskName, Timestamp};
 
 use crate::errors::Fault;
 use crate::rows;
+use crate::statements::{Lent, Statements};
 
 /// A write transaction in progress.
 pub(crate) struct Tx<'a> {
@@ -18,6 +19,7 @@ pub(crate) struct Tx<'a> {
     pub(crate) now: Timestamp,
     pub(crate) retention: &'a Retention,
     pub(crate) memory: &'a mut Memory,
+    pub(crate) statements: Statements<'a>,
 }
 
 /// What the writer thread remembers.
@@ -25,6 +27,7 @@ pub(crate) struct Tx<'a> {
 pub(crate) struct Memory {
     queues: Words<QueueName>,
     names: Words<TaskName>,
+    nodes: Words<NodeId>,
     /// What is paused, as far as this thread knows; forgotten when another process has written.
     paused: Option<Paused>,
     pub(crate) transaction: Pending,
@@ -97,13 +100,13 @@ impl Memory {
 
 impl<'a> Tx<'a> {
     /// A statement, prepared once for the life of the connection.
-    pub(crate) fn prepare(&self, sql: &str) -> Result<CachedStatement<'a>, Fault> {
-        Ok(self.db.prepare_cached(sql)?)
+    pub(crate) fn prepare(&self, sql: &'static str) -> Result<Lent<'a>, Fault> {
+        self.statements.lend(self.db, sql)
     }
 
     /// Runs a statement and answers how many rows it changed.
-    pub(crate) fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<usize, Fault> {
-        Ok(self.db.prepare_cached(sql)?.execute(values)?)
+    pub(crate) fn execute(&self, sql: &'static str, values: impl rusqlite::Params) -> Result<usize, Fault> {
+        Ok(self.prepare(sql)?.execute(values)?)
     }
 
     /// Time as the number of a column.
@@ -157,6 +160,21 @@ impl<'a> Tx<'a> {
         Ok(number)
     }
 
+    /// The number of a node, which is created when it has neither claimed nor beaten before.
+    pub(crate) fn node(&mut self, node: &NodeId) -> Result<i64, Fault> {
+        if let Some(number) = self.memory.nodes.numbers.get(node) {
+            return Ok(*number);
+        }
+        self.execute(
+            "INSERT INTO windlass_node (id, beat_at, alive_until) VALUES (?1, ?2, 0) ON CONFLICT (id) DO NOTHING",
+            params![node.as_str(), self.now_micros()],
+        )?;
+        let mut select = self.prepare("SELECT number FROM windlass_node WHERE id = ?1")?;
+        let number = select.query_row([node.as_str()], |row| row.get(0))?;
+        self.memory.nodes.remember(node, number);
+        Ok(number)
+    }
+
     /// The queue with this number.
     pub(crate) fn queue_word(&mut self, number: i64) -> Result<QueueName, Fault> {
         if let Some(queue) = self.memory.queues.words.get(&number) {
@@ -204,6 +222,12 @@ impl<'a> Tx<'a> {
         self.memory.transaction.next_seq = Some(next + 1);
         self.memory.transaction.next_seq_moved = true;
         Ok(next)
+    }
+
+    /// Whether nobody has asked for a place in this transaction.
+    #[cfg(test)]
+    pub(crate) fn next_seq_is_unread(&self) -> bool {
+        self.memory.transaction.next_seq.is_none()
     }
 
     /// How many ended tasks the store's retention keeps; dead letters and results with a time of their own apart.
