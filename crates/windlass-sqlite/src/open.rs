@@ -112,8 +112,8 @@ pub enum Migrations {
 impl SqliteStore {
     /// Opens the store in a file, and creates the file when there is none. Blocks for some milliseconds.
     ///
-    /// Any number of processes may use the file at once. The store writes with one thread of its own and reads with two
-    /// connections on tokio's blocking threads.
+    /// Any number of processes may use the file at once. The store has threads of its own: one writes, two read, one
+    /// looks for what other processes commit.
     ///
     /// # Errors
     /// [`StoreError::Broken`] when the path cannot hold a store: a directory, a missing folder, a network file system,
@@ -161,7 +161,7 @@ impl SqliteStore {
         let lookout = reader()?;
         let store = Self {
             writer: Writer::start(db, Arc::clone(&shared))?,
-            readers: Readers::new(readers, Arc::clone(&shared)),
+            readers: Readers::start(readers, Arc::clone(&shared))?,
             shared: Arc::clone(&shared),
         };
         wake::start_lookout(lookout, shared)?;

@@ -1,14 +1,19 @@
-//! Reading: connections beside the writer's, and what they answer.
+//! Reading: connections beside the writer's, each with its thread, and what they answer.
 //!
 //! A reader sees the file as it was when it began; it neither waits for the writer nor makes it wait. Two are enough: a
 //! read takes well under a millisecond, and more would only keep the log from being emptied.
+//!
+//! Threads of their own, not a pool with permits: a caller that has a permit but is not polled just then would keep it
+//! from those who are.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
-use tokio::sync::Semaphore;
+use tokio::sync::{mpsc, oneshot};
+use tracing::error;
 use windlass_core::view::{Counts, QueueCounts, Record};
 use windlass_core::{QueueName, StoreError, TaskId, TaskName};
 
@@ -19,19 +24,31 @@ use crate::rows::{self, Id, RECORD, parse, priority_of, ready_at, text};
 
 /// How many reads go on at once.
 pub(crate) const READERS: usize = 2;
+/// Reads that wait for a thread; further callers wait for a place.
+const QUEUE_MAX: usize = 1_024;
 
-/// The connections that read.
+type Look = Box<dyn FnOnce(&Connection) + Send>;
+
+/// The way to the threads that read.
 #[derive(Debug)]
 pub(crate) struct Readers {
-    free: Arc<Mutex<Vec<Connection>>>,
-    permits: Arc<Semaphore>,
+    looks: mpsc::Sender<Look>,
     shared: Arc<Shared>,
 }
 
 impl Readers {
-    pub(crate) fn new(connections: Vec<Connection>, shared: Arc<Shared>) -> Self {
-        let permits = Arc::new(Semaphore::new(connections.len()));
-        Self { free: Arc::new(Mutex::new(connections)), permits, shared }
+    /// Starts a thread for each connection; they end when the store is dropped.
+    pub(crate) fn start(connections: Vec<Connection>, shared: Arc<Shared>) -> Result<Self, StoreError> {
+        let (looks, waiting) = mpsc::channel(QUEUE_MAX);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for db in connections {
+            let waiting = Arc::clone(&waiting);
+            std::thread::Builder::new()
+                .name("windlass-sqlite-reader".to_owned())
+                .spawn(move || run(&db, &waiting))
+                .map_err(|error| StoreError::Unreachable(error.into()))?;
+        }
+        Ok(Self { looks, shared })
     }
 
     /// Reads in one consistent view of the file.
@@ -40,26 +57,34 @@ impl Readers {
         F: FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
         T: Send + 'static,
     {
-        let permit =
-            Arc::clone(&self.permits).acquire_owned().await.map_err(|error| StoreError::Unreachable(error.into()))?;
-        let (free, shared) = (Arc::clone(&self.free), Arc::clone(&self.shared));
-        let read = move || {
-            shared.file.check()?;
-            let connection = free.lock().pop();
-            let Some(db) = connection else { return Err(lost()) };
-            let answer = in_one_view(&db, look);
-            // A connection that lost its file, or whose last transaction is stuck, is of no use to the next reader; but
-            // one that is gone is of even less.
-            free.lock().push(db);
-            drop(permit);
-            answer.map_err(|fault| fault.into_store_error(&shared.path))
-        };
-        tokio::task::spawn_blocking(read).await.map_err(|error| StoreError::Unreachable(error.into()))?
+        let (answer, answered) = oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        let read: Look = Box::new(move |db| {
+            let found = shared.file.check().map_err(Fault::from).and_then(|()| in_one_view(db, look));
+            // Nobody waits any more when the caller's future was dropped.
+            let _ = answer.send(found.map_err(|fault| fault.into_store_error(&shared.path)));
+        });
+        self.looks.send(read).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
     }
 }
 
-fn lost() -> StoreError {
-    StoreError::Unreachable("a reading connection was lost to a failure before; restart this process".into())
+fn stopped() -> StoreError {
+    StoreError::Broken(
+        "the store's driver failed while it read; please report it with the log of this process".to_owned(),
+    )
+}
+
+fn run(db: &Connection, waiting: &Mutex<mpsc::Receiver<Look>>) {
+    loop {
+        // One reader waits for work, the others for their turn to wait.
+        let next = waiting.lock().blocking_recv();
+        let Some(look) = next else { return };
+        // A mistake of ours must not take the thread away from everybody; the caller hears that its answer is gone.
+        if catch_unwind(AssertUnwindSafe(|| look(db))).is_err() {
+            error!("a read of the store panicked");
+        }
+    }
 }
 
 fn in_one_view<T>(db: &Connection, look: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, Fault> {
