@@ -4,13 +4,15 @@
 //! `--exit-with-stdin` leaves when that closes. Then it is killed, should it still be there.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::process::{Child, Command};
 use windlass::{NodeId, QueueName};
+
+use super::Place;
 
 /// How long a child may take to end by itself.
 const END_GRACE: Duration = Duration::from_secs(3);
@@ -26,6 +28,7 @@ pub(super) struct Fleet {
     store: String,
     folder: PathBuf,
     queue: QueueName,
+    finished_max: u64,
 }
 
 /// One process.
@@ -38,15 +41,16 @@ pub(super) struct Process {
 }
 
 impl Fleet {
-    /// A fleet without processes.
+    /// A fleet without processes, whose store keeps this many tasks that have ended.
     ///
     /// # Errors
     /// When this program does not know its own file, or cannot write to the folder.
-    pub(super) fn new(store: &str, folder: &Path, queue: &QueueName) -> anyhow::Result<Self> {
+    pub(super) fn new(place: &Place, finished_max: u64) -> anyhow::Result<Self> {
+        let Place { folder, store, queue } = place.clone();
         // Found before the files of the user and of the machine.
         std::fs::write(folder.join("windlass.toml"), "# The demo runs with the defaults.\n")?;
         let program = std::env::current_exe().context("the file of this program cannot be found")?;
-        Ok(Self { program, store: store.to_owned(), folder: folder.to_owned(), queue: queue.clone() })
+        Ok(Self { program, store, folder, queue, finished_max })
     }
 
     /// Starts a worker.
@@ -76,6 +80,7 @@ impl Fleet {
             .envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             // The receiver is on this machine.
             .env("WINDLASS_TASKS__HTTP__ALLOW_PRIVATE", "true")
+            .env("WINDLASS_RETENTION__FINISHED_MAX", self.finished_max.to_string())
             // Every delivery that is put off would be a line of the log.
             .env("WINDLASS_LOG__LEVEL", "warn")
             .stdin(Stdio::piped())

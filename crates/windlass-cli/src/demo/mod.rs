@@ -111,7 +111,7 @@ pub async fn run(args: Args, setting: Setting) -> anyhow::Result<ExitCode> {
 }
 
 /// Where tasks live for this run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Place {
     folder: PathBuf,
     store: String,

@@ -9,11 +9,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 use windlass::backend::{BATCH_MAX, ScheduleChange};
 use windlass::schedule::{Missed, every};
-use windlass::view::{Filter, Page, Record, ScheduleRecord};
+use windlass::view::{Filter, Page, Record, Retention, ScheduleRecord};
 use windlass::workflow::group;
 use windlass::{
-    Backend, Client, Clock, Due, Envelope, NodeId, Priority, QueueName, ScheduleId, State, SystemClock, TaskId,
-    Timestamp,
+    Backend, Client, Clock, ConnectOptions, Due, Envelope, NodeId, Priority, QueueName, ScheduleId, State, SystemClock,
+    TaskId, Timestamp,
 };
 
 use super::fleet::{Fleet, Process};
@@ -86,9 +86,12 @@ pub(super) struct Seen {
 impl Stage {
     /// Starts the receiver and all processes, and waits until they are there.
     pub(super) async fn set(place: &Place, slots: usize, tasks: u32, progress: Progress) -> anyhow::Result<Self> {
-        let backend = windlass::connect(&place.store).await?;
+        // Every store prunes as its own process says, and the checks look at all that has ended.
+        let kept = Retention { finished_max: kept_for(tasks), ..Retention::default() };
+        let options = ConnectOptions { retention: kept, ..ConnectOptions::default() };
+        let backend = windlass::connect_with(&place.store.parse()?, options).await?;
         let receiver = Receiver::start().await.context("the receiver cannot listen on 127.0.0.1")?;
-        let fleet = Fleet::new(&place.store, &place.folder, &place.queue)?;
+        let fleet = Fleet::new(place, kept.finished_max)?;
         let processes = vec![
             fleet.worker("worker-1", slots, LEASE)?,
             fleet.worker("worker-2", slots, LEASE)?,
@@ -323,6 +326,11 @@ impl Enqueued {
         let delayed = self.delayed.iter().map(|(id, _)| id);
         self.deliveries.iter().chain(delayed).chain(&self.cancelled).chain(&self.members)
     }
+}
+
+/// How many tasks that have ended a store keeps for the checks: those of this run, and those that were there.
+fn kept_for(tasks: u32) -> u64 {
+    Retention::default().finished_max + 2 * u64::from(tasks)
 }
 
 fn bar(tasks: u32, progress: Progress) -> ProgressBar {
