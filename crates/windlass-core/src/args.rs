@@ -173,9 +173,18 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<T, InvalidArgs> {
         // A unit struct reads from `null`, not from an object.
         Err(error) => match (text, serde_json::from_str("null")) {
             ("{}", Ok(value)) => Ok(value),
-            _ => Err(InvalidArgs::shape(error)),
+            _ => Err(which_argument::<T>(text).unwrap_or_else(|| InvalidArgs::shape(error))),
         },
     }
+}
+
+/// Reads once more, slowly, to name the argument that does not fit.
+fn which_argument<T: DeserializeOwned>(text: &str) -> Option<InvalidArgs> {
+    let error = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_str(text)).err()?;
+    let path = crate::error::cut(&error.path().to_string(), 80);
+    let InvalidArgs::Shape(message) = InvalidArgs::shape(error.into_inner()) else { return None };
+    // The whole object has no path of its own: the message names the missing argument already.
+    Some(InvalidArgs::Shape(if path == "." { message } else { format!("argument `{path}`: {message}") }))
 }
 
 /// Refuses names that the task does not take, without reading the values.
@@ -338,7 +347,7 @@ mod tests {
                 "unknown argument `copeis` (did you mean `copies`?); the task takes to, copies",
             ),
             (r#"{"copies":2}"#, "missing field `to`"),
-            (r#"{"to":7}"#, "invalid type: integer `7`, expected a string"),
+            (r#"{"to":7}"#, "argument `to`: invalid type: integer `7`, expected a string"),
             (r#"["a",1,2]"#, "3 positional arguments were given, the task takes 2"),
             ("7", "arguments must be a JSON object (by name) or a JSON array (by position)"),
         ] {

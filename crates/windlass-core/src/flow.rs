@@ -255,9 +255,9 @@ pub fn follow(envelope: &Envelope, verdict: &Verdict) -> Follow {
     let Some(flow) = &envelope.flow else { return Follow::default() };
     match verdict {
         Verdict::Succeeded { result, .. } => continue_with(flow, envelope).complete(result.clone()),
-        Verdict::Dead { failure, .. } => give_up(flow, failure),
-        Verdict::Cancelled => give_up(flow, &Failure::new("cancelled", "the task was cancelled")),
-        Verdict::Expired => give_up(flow, &Failure::new("expired", "the task was not started in time")),
+        Verdict::Dead { failure, .. } => give_up(flow, envelope, failure),
+        Verdict::Cancelled => give_up(flow, envelope, &Failure::new("cancelled", "the task was cancelled")),
+        Verdict::Expired => give_up(flow, envelope, &Failure::new("expired", "the task was not started in time")),
         Verdict::Again { .. } | Verdict::Released | Verdict::Parked => Follow::default(),
     }
 }
@@ -269,20 +269,31 @@ pub fn start_group(group: GroupStep, first: Flow, workflow: &GroupId) -> After {
     after(&steps, &first.otherwise, first.member.as_ref(), workflow)
 }
 
+fn workflow_of(envelope: &Envelope) -> &GroupId {
+    envelope.workflow.as_ref().unwrap_or(&envelope.id)
+}
+
 fn continue_with(flow: &Flow, envelope: &Envelope) -> After {
-    let workflow = envelope.workflow.as_ref().unwrap_or(&envelope.id);
+    let workflow = workflow_of(envelope);
     after(&flow.then, &flow.otherwise, flow.member.as_ref(), workflow)
 }
 
 /// A task of a chain that gave up: the steps after it stay in its envelope, for the day it is retried.
-fn give_up(flow: &Flow, failure: &Failure) -> Follow {
-    After { push: Vec::new(), groups: Vec::new(), member: flow.member.clone(), otherwise: flow.otherwise.clone() }
-        .fail(failure)
+fn give_up(flow: &Flow, envelope: &Envelope, failure: &Failure) -> Follow {
+    let otherwise = part_of(&flow.otherwise, workflow_of(envelope));
+    After { push: Vec::new(), groups: Vec::new(), member: flow.member.clone(), otherwise }.fail(failure)
+}
+
+/// Tasks as part of a workflow.
+fn part_of(tasks: &[Envelope], workflow: &GroupId) -> Vec<Envelope> {
+    let part =
+        |task: &Envelope| Envelope { workflow: Some(workflow.clone()), source: Source::Workflow, ..task.clone() };
+    tasks.iter().map(part).collect()
 }
 
 fn after(then: &[Step], otherwise: &[Envelope], member: Option<&Member>, workflow: &GroupId) -> After {
     let Some((next, rest)) = then.split_first() else {
-        return After { member: member.cloned(), otherwise: otherwise.to_vec(), ..After::default() };
+        return After { member: member.cloned(), otherwise: part_of(otherwise, workflow), ..After::default() };
     };
     let step_of = |task: &Envelope, flow: Flow| Envelope {
         flow: (flow != Flow::default()).then(|| Box::new(flow)),
@@ -297,7 +308,7 @@ fn after(then: &[Step], otherwise: &[Envelope], member: Option<&Member>, workflo
                 push: vec![step_of(task, flow)],
                 groups: Vec::new(),
                 member: member.cloned(),
-                otherwise: otherwise.to_vec(),
+                otherwise: part_of(otherwise, workflow),
             }
         }
         Step::Group(group) => {
@@ -318,7 +329,7 @@ fn after(then: &[Step], otherwise: &[Envelope], member: Option<&Member>, workflo
                     Vec::new()
                 },
                 member: member.cloned(),
-                otherwise: otherwise.to_vec(),
+                otherwise: part_of(otherwise, workflow),
             }
         }
     }

@@ -665,7 +665,13 @@ impl Dispatcher {
             (Order::Stop, NodePhase::Running | NodePhase::Quiet) => {
                 self.shut_down(ShutdownStep::Graceful, now, effects);
             }
-            (Order::Resize(slots), _) => self.slots = slots.min(super::SLOTS_MAX),
+            (Order::Resize(slots), _) => {
+                self.slots = slots.min(super::SLOTS_MAX);
+                // The claim on its way asked for the old number.
+                if let Some(hush) = &self.claiming {
+                    hush.cancel();
+                }
+            }
             (Order::Quiet | Order::Resume | Order::Stop, _) => {}
         }
     }

@@ -5,6 +5,7 @@
 //!
 //! Never talks to the store: the dispatcher settles. So everything here can be tested without one.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
@@ -28,7 +30,7 @@ use crate::retry::{self, Attempt, Outcome, RetryPolicy};
 use crate::state::Verdict;
 use crate::task::HARD_LIMIT_DEFAULT;
 
-/// A batch whose handlers have taken this long on their first poll is spread over the other threads: they compute.
+/// A batch that has taken this long hands over what it has and lets others have the thread.
 const INLINE_MAX: Duration = Duration::from_micros(200);
 
 /// An attempt that has ended.
@@ -65,13 +67,24 @@ impl Done {
     }
 }
 
-/// Runs a batch. Handlers that return at once are done here, one after the other, on the thread that got the batch;
-/// those that wait become tasks of their own.
-pub(crate) async fn run_batch(calls: Vec<Arc<Call>>, registry: Arc<Registry>, done: Arc<Done>) {
+/// Starts a batch. Two threads share it, so that a handler that blocks one of them holds up nobody else.
+pub(crate) fn start_batch(calls: Vec<Arc<Call>>, registry: Arc<Registry>, done: Arc<Done>, runtime: &Handle) {
+    let shared = calls.len() > 1;
+    let calls = Arc::new(Mutex::new(VecDeque::from(calls)));
+    if shared {
+        runtime.spawn(run_batch(Arc::clone(&calls), Arc::clone(&registry), Arc::clone(&done)));
+    }
+    runtime.spawn(run_batch(calls, registry, done));
+}
+
+/// Runs what is left of a batch. Handlers that return at once are done here, one after the other, on the thread that has
+/// the batch; those that wait become tasks of their own.
+async fn run_batch(calls: Arc<Mutex<VecDeque<Arc<Call>>>>, registry: Arc<Registry>, done: Arc<Done>) {
     let mut finished = Vec::new();
-    let started = Instant::now();
-    let mut calls = calls.into_iter();
-    for call in calls.by_ref() {
+    let mut began = Instant::now();
+    loop {
+        // Not in the condition of the loop: the lock would be held while the handler runs.
+        let Some(call) = calls.lock().pop_front() else { break };
         let mut attempt = Box::pin(run(call, Arc::clone(&registry)));
         match poll_fn(|context| Poll::Ready(attempt.as_mut().poll(context))).await {
             Poll::Ready(ended) => finished.push(ended),
@@ -80,13 +93,12 @@ pub(crate) async fn run_batch(calls: Vec<Arc<Call>>, registry: Arc<Registry>, do
                 tokio::spawn(async move { done.add([attempt.await]) });
             }
         }
-        if started.elapsed() > INLINE_MAX {
-            break;
+        // Handlers that compute must not keep the verdicts of those before them, nor their neighbours on this thread.
+        if began.elapsed() > INLINE_MAX {
+            done.add(finished.drain(..));
+            tokio::task::yield_now().await;
+            began = Instant::now();
         }
-    }
-    for call in calls {
-        let (registry, done) = (Arc::clone(&registry), Arc::clone(&done));
-        tokio::spawn(async move { done.add([run(call, registry).await]) });
     }
     if !finished.is_empty() {
         done.add(finished);

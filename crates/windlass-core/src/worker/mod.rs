@@ -287,6 +287,8 @@ struct Engine {
 impl Engine {
     async fn run(mut self, shutdown: Shutdown) -> Ended {
         let mut steps = shutdown.0.subscribe();
+        // It may have begun before this worker did.
+        steps.mark_changed();
         self.tell(&Told::Phase(NodePhase::Running));
         let mut event = Event::Woken;
         loop {
@@ -322,8 +324,8 @@ impl Engine {
                 self.ask(async move |backend: Arc<dyn Backend>| Event::Claimed(guarded(backend.claim(&demand)).await));
             }
             Effect::Start(calls) => {
-                let batch = executor::run_batch(calls, Arc::clone(&self.registry), Arc::clone(&self.done));
-                self.handlers.spawn(batch);
+                let (registry, done) = (Arc::clone(&self.registry), Arc::clone(&self.done));
+                executor::start_batch(calls, registry, done, &self.handlers);
             }
             Effect::Settle(batch) => self.ask(async move |backend: Arc<dyn Backend>| {
                 let answer = guarded(backend.settle(&batch.settled)).await;

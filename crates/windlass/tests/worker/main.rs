@@ -1,0 +1,9 @@
+//! What a worker does with tasks, good and bad, over the memory store in simulated time.
+
+mod bad_input;
+mod limits;
+mod orders;
+mod outages;
+mod rig;
+mod shutdown;
+mod workflows;

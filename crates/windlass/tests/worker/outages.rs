@@ -1,0 +1,85 @@
+//! A store that fails: the worker waits, keeps what it knows, and loses nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use windlass::State;
+use windlass::backend::Backend;
+use windlass_testkit::{Faults, FaultyStore};
+
+use crate::rig::{MINUTE, Rig, What, act, app};
+
+const DOWN: Faults = Faults { lost_requests: 1.0, ..Faults::NONE };
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_while_the_store_was_down_is_settled_when_it_is_back() {
+    let rig = Rig::new().await;
+    let line = Arc::new(FaultyStore::new(rig.backend.clone(), 1, Faults::NONE));
+    let _worker = rig.worker_over(line.clone() as Arc<dyn Backend>, "w1", app(), |_| {}).await;
+    let handle = rig.client.enqueue(act(What::Work(Duration::from_secs(5)))).await.unwrap();
+    rig.until(&handle.id, State::Running).await;
+    line.set(DOWN);
+    // tidy: allow(sleep): simulated time
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(rig.record(&handle.id).await.state, State::Running);
+    line.set(Faults::NONE);
+    let record = rig.until(&handle.id, State::Succeeded).await;
+    assert_eq!(record.attempt, 1, "it ran once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_whose_worker_is_cut_off_runs_elsewhere_and_the_old_verdict_does_not_count() {
+    let rig = Rig::new().await;
+    let line = Arc::new(FaultyStore::new(rig.backend.clone(), 1, Faults::NONE));
+    let _cut_off = rig.worker_over(line.clone() as Arc<dyn Backend>, "w1", app(), |_| {}).await;
+    let handle = rig.client.enqueue(act(What::Work(MINUTE / 2))).await.unwrap();
+    rig.until(&handle.id, State::Running).await;
+    line.set(DOWN);
+    let _other = rig.worker_of("w2", app(), |_| {}).await;
+    let record = rig.until(&handle.id, State::Succeeded).await;
+    assert_eq!((record.attempt, record.node.unwrap().as_str()), (2, "w2"));
+    line.set(Faults::NONE);
+    // tidy: allow(sleep): simulated time
+    tokio::time::sleep(MINUTE).await;
+    let after = rig.record(&handle.id).await;
+    assert_eq!((after.attempt, after.node.unwrap().as_str()), (2, "w2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_is_repeated_until_its_deadline_and_stores_its_task_once() {
+    let rig = Rig::new().await;
+    let line = Arc::new(FaultyStore::new(rig.backend.clone(), 1, Faults { lost_replies: 1.0, ..Faults::NONE }));
+    let client = windlass::Client::new(line.clone());
+    let pushed = tokio::spawn(async move { client.enqueue(act(What::Return(1))).await });
+    // tidy: allow(sleep): simulated time
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    line.set(Faults::NONE);
+    let handle = pushed.await.unwrap().unwrap();
+    assert_eq!(handle.fresh, windlass::client::Fresh::New);
+    assert_eq!(rig.backend.counts().await.unwrap().total().ready, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_to_a_store_that_stays_down_fails_at_its_deadline() {
+    let rig = Rig::new().await;
+    let client = windlass::Client::new(Arc::new(FaultyStore::new(rig.backend.clone(), 1, DOWN)));
+    let began = tokio::time::Instant::now();
+    let error = client.enqueue(act(What::Return(1))).await.unwrap_err();
+    assert!(began.elapsed() <= windlass::client::PUSH_DEADLINE, "{error}");
+    assert!(error.to_string().contains("not enqueued"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_cannot_settle_leaves_in_bounded_time_and_says_what_it_left() {
+    let rig = Rig::new().await;
+    let line = Arc::new(FaultyStore::new(rig.backend.clone(), 1, Faults::NONE));
+    let worker = rig.worker_over(line.clone() as Arc<dyn Backend>, "w1", app(), |_| {}).await;
+    let handle = rig.client.enqueue(act(What::Work(Duration::from_secs(5)))).await.unwrap();
+    rig.until(&handle.id, State::Running).await;
+    line.set(DOWN);
+    let began = tokio::time::Instant::now();
+    assert_eq!(worker.stop().await.left_behind, 1);
+    assert!(began.elapsed() < MINUTE);
+    let _other = rig.worker_of("w2", app(), |_| {}).await;
+    rig.until(&handle.id, State::Succeeded).await;
+}
