@@ -3,7 +3,7 @@
 //! It keeps the whole contract of [`Backend`] except that nothing survives the process. Time comes only from the
 //! [`Clock`] it is given and waiting only from tokio, so a run under a test clock and a paused runtime repeats exactly.
 //!
-//! One mutex guards [`Data`](data::Data), plain structs without any waiting inside; it is held for one operation and
+//! One mutex guards `Data`, plain structs without any waiting inside; it is held for one operation and
 //! never across an `.await`. One module for each verb of the port extends `Data`:
 //!
 //! | module | owns |

@@ -2,7 +2,7 @@
 //! of a task store as a suite that every driver runs. Never linked into production.
 //!
 //! - [`TestClock`]: time that stands still until a test moves it.
-//! - [`conformance`]: the contract of [`Backend`](windlass_core::Backend), case by case.
+//! - [`conformance`](mod@conformance): the contract of [`Backend`](windlass_core::Backend), case by case.
 //! - [`fate`](mod@fate): a task whose arguments say what each of its runs does.
 //! - [`FaultyStore`]: a store behind a bad line.
 //! - [`sim`]: a whole fleet in simulated time, with bad luck from a seed.
