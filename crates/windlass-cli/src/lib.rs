@@ -21,11 +21,11 @@
 //! The program then has a worker, a scheduler and every command: `calculator worker`, `calculator enqueue add --args
 //! '{"a": 2, "b": 3}'`, `calculator task ls`.
 
-pub mod bench;
 pub mod builtin;
 pub mod demo;
 
 mod args;
+mod bench;
 mod commands;
 mod context;
 mod exit;

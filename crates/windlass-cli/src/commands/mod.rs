@@ -96,7 +96,7 @@ async fn dispatch(cli: Cli, program: Program) -> Result<ExitCode, Problem> {
         Command::All(args) => worker::all(global, args, program).await,
         Command::Dev(args) => dev::run(global, args, program).await,
         Command::Demo(args) => return Ok(demo::run(args, setting(global)).await?),
-        Command::Bench(args) => return Ok(bench::run(args).await?),
+        Command::Bench(args) => return bench::run(global, args).await,
         Command::Config(args) => config::run(global, args),
         Command::Completions(args) => completions::run(&args, program.name()),
         Command::Doctor(args) => doctor::run(global, &args, program).await,

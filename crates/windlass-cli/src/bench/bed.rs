@@ -1,0 +1,235 @@
+//! What every measurement stands on: a store of its own, a worker as in production, and tasks for it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use windlass::backend::{Settlement, TaskAction};
+use windlass::event::{self, Event, Listener};
+use windlass::view::{Filter, Retention};
+use windlass::worker::{Ended, Settings, Shutdown, ShutdownStep, Worker};
+use windlass::{
+    App, Backend, Client, Clock, ConnectOptions, Cx, Envelope, Location, NodeId, QueueName, Registry, SystemClock,
+    Task, TaskError, Timestamp, Verdict, connect_with,
+};
+
+use super::measured::{Measured, Tally};
+use super::stats::Histogram;
+use crate::args::Global;
+use crate::exit::{Exit, Problem};
+
+/// Which store is measured.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    /// A fresh one in this process.
+    Memory,
+    /// A fresh file in a folder that is removed afterwards.
+    Temporary,
+    /// One that somebody named.
+    Given(Location),
+}
+
+impl Place {
+    /// What `--store` asks for; a fresh SQLite file without it. The configuration is not asked: nobody wants to measure
+    /// the store of a running service by accident.
+    pub(super) fn of(global: &Global) -> Result<Self, Problem> {
+        match global.store.as_deref() {
+            None | Some("sqlite" | "sqlite:") => Ok(Self::Temporary),
+            Some("memory" | "memory:") => Ok(Self::Memory),
+            Some(url) => Ok(Self::Given(url.parse::<Location>()?)),
+        }
+    }
+
+    /// The kind of store.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Memory | Self::Given(Location::Memory) => "memory",
+            Self::Temporary | Self::Given(Location::Sqlite(_)) => "sqlite",
+        }
+    }
+
+    /// Where its files are, or would be.
+    pub(super) fn folder(&self) -> PathBuf {
+        match self {
+            Self::Given(Location::Sqlite(path)) => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+            }
+            Self::Memory | Self::Temporary | Self::Given(Location::Memory) => PathBuf::from("."),
+        }
+    }
+
+    /// A folder on the same disk that is removed when it is dropped.
+    pub(super) fn temporary_folder(&self) -> Result<tempfile::TempDir, Problem> {
+        Ok(tempfile::Builder::new().prefix(".windlass-bench-").tempdir_in(self.folder())?)
+    }
+
+    /// Opens it.
+    pub(super) async fn open(&self, retention: Retention) -> Result<Open, Problem> {
+        let (location, folder) = match self {
+            Self::Memory => (Location::Memory, None),
+            Self::Temporary => {
+                let folder = self.temporary_folder()?;
+                (Location::Sqlite(folder.path().join("bench.db")), Some(folder))
+            }
+            Self::Given(location) => (location.clone(), None),
+        };
+        let options = ConnectOptions { retention, ..ConnectOptions::default() };
+        let (backend, tally) = Measured::around(connect_with(&location, options).await?);
+        Ok(Open { backend, tally, _folder: folder })
+    }
+}
+
+/// A store that is open. Its temporary files go with it.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) tally: Arc<Tally>,
+    _folder: Option<tempfile::TempDir>,
+}
+
+/// A queue that nobody else uses.
+pub(super) fn own_queue() -> Result<QueueName, Problem> {
+    let name = format!("bench-{:08x}", fastrand::u32(..));
+    name.parse().map_err(|error| Problem::new(Exit::Failed, error, "please report this"))
+}
+
+/// Does nothing, with arguments of a size.
+#[derive(Debug, Task, Serialize, Deserialize)]
+#[task(name = "bench.noop")]
+pub(super) struct Noop {
+    payload: String,
+}
+
+/// The application whose tasks do nothing.
+pub(super) async fn noop_registry() -> Result<Registry, Problem> {
+    async fn noop(_: Noop, _: Cx) -> Result<(), TaskError> {
+        Ok(())
+    }
+    Ok(App::new("bench").task(noop).build().await?)
+}
+
+/// Tasks that do nothing.
+pub(super) fn noops(queue: &QueueName, count: usize, payload: usize) -> Result<Vec<Envelope>, Problem> {
+    let task = Noop { payload: "x".repeat(payload) };
+    (0..count).map(|_| envelope(&task, queue)).collect()
+}
+
+/// A task in a queue of its own.
+pub(super) fn envelope<T: Task>(task: &T, queue: &QueueName) -> Result<Envelope, Problem> {
+    let made = Envelope::of(task, SystemClock.now());
+    let mut envelope = made.map_err(|error| Problem::usage(error, "choose a smaller `--payload`"))?;
+    envelope.queue = queue.clone();
+    Ok(envelope)
+}
+
+/// Hears what becomes of tasks.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    settled: AtomicU64,
+    wrong: AtomicU64,
+    /// From the claim to the store's answer to the settle, in microseconds.
+    held: Mutex<Histogram>,
+    target: AtomicU64,
+    reached: Notify,
+}
+
+impl Watch {
+    /// How long they were held.
+    pub(super) fn held(&self) -> Histogram {
+        self.held.lock().clone()
+    }
+
+    /// Waits until so many have ended.
+    pub(super) async fn until(&self, target: u64) {
+        self.target.store(target, Ordering::SeqCst);
+        while self.settled.load(Ordering::SeqCst) < target {
+            self.reached.notified().await;
+        }
+    }
+
+    /// Whatever was measured is worth nothing when tasks did not end as they should.
+    pub(super) fn check(&self) -> Result<(), Problem> {
+        match self.wrong.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            wrong => Err(Problem::new(
+                Exit::Failed,
+                format_args!("{wrong} attempts did not end well, so the numbers mean nothing"),
+                "run it again with `-v` to see why",
+            )),
+        }
+    }
+}
+
+/// The part of [`Watch`] that the worker owns.
+struct Ear(Arc<Watch>);
+
+impl Listener for Ear {
+    fn on_event(&self, event: &Event) {
+        let Event::Settled { call, verdict, settlement, .. } = event else { return };
+        if !matches!((verdict, settlement), (Verdict::Succeeded { .. }, Settlement::Applied)) {
+            self.0.wrong.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.0.held.lock().add(SystemClock.now().since(call.started_at).as_micros() as u64);
+        let settled = self.0.settled.fetch_add(1, Ordering::SeqCst) + 1;
+        if settled == self.0.target.load(Ordering::SeqCst) {
+            self.0.reached.notify_one();
+        }
+    }
+}
+
+/// A worker at work, as `windlass worker` starts it: engine thread, the handlers on this runtime, the log as a listener.
+#[derive(Debug)]
+pub(super) struct Working {
+    shutdown: Shutdown,
+    ended: JoinHandle<std::io::Result<Ended>>,
+}
+
+impl Working {
+    pub(super) fn start(
+        backend: &Arc<dyn Backend>,
+        registry: Registry,
+        queue: &QueueName,
+        slots: Option<usize>,
+        watch: &Arc<Watch>,
+    ) -> Self {
+        let name = format!("bench-{}-{:04x}", std::process::id(), fastrand::u16(..));
+        let mut settings = Settings::new(NodeId::known(&name));
+        settings.queues = vec![(queue.clone(), 1)];
+        settings.slots = slots.unwrap_or(settings.slots);
+        let worker = Worker::new(Arc::clone(backend), registry, settings);
+        let worker = worker.listener(event::Log).listener(Ear(Arc::clone(watch)));
+        let shutdown = Shutdown::new();
+        Self { ended: tokio::spawn(worker.start(shutdown.clone())), shutdown }
+    }
+
+    pub(super) async fn stop(self) -> Result<(), Problem> {
+        self.shutdown.begin(ShutdownStep::Graceful);
+        let ended = self.ended.await.map_err(std::io::Error::other)??;
+        if ended.left_behind > 0 {
+            return Err(Problem::new(
+                Exit::Failed,
+                format_args!("the worker left {} attempts behind", ended.left_behind),
+                "run `windlass doctor` to see what is wrong with the store",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Removes what was measured from a store that is not ours.
+pub(super) async fn forget(open: &Open, queue: &QueueName) -> Result<(), Problem> {
+    let filter = Filter { queues: vec![queue.clone()], ..Filter::default() };
+    Client::new(Arc::clone(&open.backend)).command_all(&filter, TaskAction::Discard).await?;
+    Ok(())
+}
+
+/// Now, on the clock that all processes of this machine share.
+pub(super) fn now() -> Timestamp {
+    SystemClock.now()
+}

@@ -1,0 +1,130 @@
+//! What the machine is, and what this process uses of it: from `/proc`, so that nothing has to be installed.
+//!
+//! On systems without it the numbers are missing, not wrong.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// `/proc` counts CPU time in these, on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What a reader must know to compare numbers.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    cores: usize,
+    processor: String,
+    file_system: String,
+    build: &'static str,
+}
+
+impl Machine {
+    /// This machine, with the file system of a folder.
+    pub(super) fn of(folder: &Path) -> Self {
+        let processor = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        });
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            processor: processor.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            file_system: file_system(folder).unwrap_or_else(|| "unknown".to_owned()),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
+        }
+    }
+
+    /// Numbers of a debug build say nothing.
+    pub(super) fn is_for_debugging(&self) -> bool {
+        self.build == "debug"
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "cores": self.cores,
+            "processor": self.processor,
+            "file_system": self.file_system,
+            "version": env!("CARGO_PKG_VERSION"),
+            "build": self.build,
+            "load_1m": load(),
+        })
+    }
+
+    /// In one line, for people.
+    pub(super) fn text(&self) -> String {
+        let Self { cores, processor, file_system, build } = self;
+        let load = load().map_or_else(String::new, |load| format!(", load {load:.2}"));
+        let version = env!("CARGO_PKG_VERSION");
+        format!("{cores} cores ({processor}), {file_system}, windlass {version} {build}{load}")
+    }
+}
+
+/// The kind of the file system that a folder is on: that of the longest mount point above it.
+fn file_system(folder: &Path) -> Option<String> {
+    let folder = folder.canonicalize().ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mount = |line: &str| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?.replace("\\040", " ");
+        let kind = kind.split(' ').next()?.to_owned();
+        folder.starts_with(&point).then_some((point.len(), kind))
+    };
+    mounts.lines().filter_map(mount).max_by_key(|(length, _)| *length).map(|(_, kind)| kind)
+}
+
+fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+}
+
+/// Seconds of CPU that this process has used, in user and system together; steps of 10 ms.
+pub(super) fn cpu_seconds() -> Option<f64> {
+    ticks_of(&fs::read_to_string("/proc/self/stat").ok()?)
+}
+
+fn ticks_of(stat: &str) -> Option<f64> {
+    // The name of the program is in parentheses and may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((user + system) / TICKS_PER_SECOND)
+}
+
+/// The most memory of this process that was in RAM since the last [`forget_peak`], in bytes.
+pub(super) fn memory_peak() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// Starts to look for the peak anew. Where that is not allowed, the peak stays that of the whole process.
+pub(super) fn forget_peak() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+fn status(key: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 = text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_read_behind_a_name_with_parentheses() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 90 0 0 0 250 50 0 0 20 0 1 0 100 1000 200";
+        assert_eq!(ticks_of(stat), Some(3.0));
+        assert_eq!(ticks_of("nothing"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_uses_memory_and_time() {
+        assert!(memory_peak().unwrap() >= 100_000);
+        assert!(cpu_seconds().is_some());
+    }
+
+    #[test]
+    fn facts_are_in_one_line() {
+        let text = Machine::of(Path::new(".")).text();
+        assert!(text.contains("cores (") && text.contains(env!("CARGO_PKG_VERSION")) && !text.contains('\n'), "{text}");
+    }
+}

@@ -1,0 +1,153 @@
+//! What SQLite itself allows: a bare loop that does the least that an honest at-least-once queue must do.
+//!
+//! The table has the columns that a claim and a settle need, with the same three indices as the store's: by id, ready
+//! tasks by queue and rank, running ones by the end of their lease. The pragmas are the store's: WAL,
+//! `synchronous=FULL`, the same caches and the same pages between two checkpoints.
+//!
+//! Enqueue: one transaction for each batch of inserts. Drain, one transaction for each batch:
+//! 1. the tasks that were claimed before are settled, each by place and fence: its row is deleted, and its id and result
+//!    are inserted into a table of ended tasks, so that somebody can ask for them;
+//! 2. the next tasks are claimed in the order of their ranks: state, lease, node, start, fence and attempt are updated,
+//!    id, fence and body are read;
+//! 3. `COMMIT`, synced.
+//!
+//! The second loop keeps nothing of what has ended: step 1 only deletes. No product may do that without losing results;
+//! it says how much of the limit they cost. What neither loop does: counts by queue and state, priorities and expiry,
+//! retries, pruning, decoding, handlers, more than one thread.
+
+use std::path::Path;
+use std::time::Instant;
+
+use rusqlite::{Connection, params};
+
+/// The pragmas of the store.
+const PRAGMAS: &str = "\
+PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; \
+PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 16777216;";
+
+const TABLES: &str = "\
+CREATE TABLE task (seq INTEGER PRIMARY KEY, id BLOB NOT NULL, queue INTEGER NOT NULL, state INTEGER NOT NULL, \
+    rank INTEGER NOT NULL, lease INTEGER NOT NULL, fence INTEGER NOT NULL, attempt INTEGER NOT NULL, \
+    enqueued_at INTEGER NOT NULL, started_at INTEGER, node TEXT, body TEXT NOT NULL) STRICT;
+CREATE UNIQUE INDEX task_id ON task (id);
+CREATE INDEX task_ready ON task (queue, rank) WHERE state = 1;
+CREATE INDEX task_lease ON task (lease) WHERE state = 2;
+CREATE TABLE ended (id BLOB PRIMARY KEY, state INTEGER NOT NULL, at INTEGER NOT NULL, result TEXT) STRICT, WITHOUT ROWID;";
+
+/// How a task that has ended is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// With its result.
+    Kept,
+    /// Not at all.
+    Forgotten,
+}
+
+/// Tasks per second.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    pub(super) enqueue: f64,
+    pub(super) drain: f64,
+}
+
+/// Measures in a fresh file in this folder: `tasks` tasks with such a body, pushed and drained in batches of these sizes.
+///
+/// # Errors
+/// Those of SQLite.
+pub(super) fn limit(
+    folder: &Path,
+    tasks: usize,
+    body: &str,
+    push_batch: usize,
+    batch: usize,
+    ended: Ended,
+) -> rusqlite::Result<Limit> {
+    let db = Connection::open(folder.join(format!("raw-{:08x}.db", fastrand::u32(..))))?;
+    db.execute_batch(PRAGMAS)?;
+    db.execute_batch(TABLES)?;
+    let began = Instant::now();
+    push(&db, tasks, body, push_batch)?;
+    let enqueue = tasks as f64 / began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    drain(&db, batch, ended)?;
+    Ok(Limit { enqueue, drain: tasks as f64 / began.elapsed().as_secs_f64() })
+}
+
+fn push(db: &Connection, tasks: usize, body: &str, batch: usize) -> rusqlite::Result<()> {
+    let mut pushed = 0;
+    while pushed < tasks {
+        let size = batch.min(tasks - pushed);
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        let mut insert = db.prepare_cached(
+            "INSERT INTO task (id, queue, state, rank, lease, fence, attempt, enqueued_at, body) \
+             VALUES (?1, 1, 1, ?2, 0, 0, 0, ?3, ?4)",
+        )?;
+        let now = super::bed::now().as_micros();
+        for at in pushed..pushed + size {
+            insert.execute(params![id(at), at as i64, now, body])?;
+        }
+        db.execute_batch("COMMIT")?;
+        pushed += size;
+    }
+    Ok(())
+}
+
+/// Sixteen bytes in the order of time, random behind it: as the ids of the store are.
+fn id(at: usize) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&(at as u64).to_be_bytes());
+    bytes[8..].copy_from_slice(&fastrand::u64(..).to_be_bytes());
+    bytes
+}
+
+fn drain(db: &Connection, batch: usize, ended: Ended) -> rusqlite::Result<()> {
+    let mut held: Vec<(i64, i64, [u8; 16])> = Vec::with_capacity(batch);
+    loop {
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        let now = super::bed::now().as_micros();
+        let mut delete = db.prepare_cached("DELETE FROM task WHERE seq = ?1 AND fence = ?2 AND state = 2")?;
+        let mut keep = db.prepare_cached("INSERT INTO ended (id, state, at, result) VALUES (?1, 4, ?2, 'null')")?;
+        for (seq, fence, id) in held.drain(..) {
+            if delete.execute([seq, fence])? == 1 && ended == Ended::Kept {
+                keep.execute(params![id, now])?;
+            }
+        }
+        let mut claim = db.prepare_cached(
+            "UPDATE task SET state = 2, lease = ?1, node = ?2, started_at = ?3, fence = fence + 1, attempt = attempt + 1 \
+             WHERE seq IN (SELECT seq FROM task WHERE queue = 1 AND state = 1 ORDER BY rank LIMIT ?4) \
+             RETURNING seq, fence, id, body",
+        )?;
+        let mut rows = claim.query(params![now + 30_000_000, "a-host-4242-k3f9", now, batch as i64])?;
+        while let Some(row) = rows.next()? {
+            let _: String = row.get(3)?;
+            held.push((row.get(0)?, row.get(1)?, row.get(2)?));
+        }
+        drop(rows);
+        db.execute_batch("COMMIT")?;
+        if held.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loop_drains_everything_and_keeps_what_it_should() {
+        let folder = tempfile::tempdir().unwrap();
+        for (ended, kept) in [(Ended::Kept, 25), (Ended::Forgotten, 0)] {
+            let db = Connection::open_in_memory().unwrap();
+            db.execute_batch(TABLES).unwrap();
+            push(&db, 25, "{}", 10).unwrap();
+            drain(&db, 7, ended).unwrap();
+            let count = |table: &str| -> i64 {
+                db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+            };
+            assert_eq!((count("task"), count("ended")), (0, kept));
+            let limit = limit(folder.path(), 25, "{}", 10, 7, ended).unwrap();
+            assert!(limit.enqueue > 0.0 && limit.drain > 0.0);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! `windlass bench` on the real program: small runs, whose numbers must make sense. No speed is asserted.
+
+mod support;
+
+use serde_json::Value;
+use support::House;
+
+/// What is left in a folder in which nothing should be left.
+fn left_in(house: &House) -> Vec<String> {
+    let entries = std::fs::read_dir(house.path()).expect("the folder is there");
+    entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn number(value: &Value, path: &str) -> f64 {
+    value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} is a number in {value}"))
+}
+
+#[test]
+fn drain_measures_the_engine_alone() {
+    let house = House::empty();
+    let report = house.json(&["bench", "drain", "--store", "memory", "--tasks", "500", "--runs", "2", "--slots", "50"]);
+    assert_eq!((&report["store"], &report["tasks"], &report["runs"]), (&"memory".into(), &500.into(), &2.into()));
+    assert!(number(&report, "/drain_tasks_per_s/median") > 0.0 && number(&report, "/enqueue_tasks_per_s/min") > 0.0);
+    assert!(number(&report, "/ns_per_task") > 0.0);
+    assert_eq!(number(&report, "/claim_to_settled/count") as u64, 1_000, "every task of both runs is counted");
+    assert!(number(&report, "/claim_to_settled/p50_us") <= number(&report, "/claim_to_settled/max_us"));
+    assert!(number(&report, "/claim_batch_tasks/max") as u64 <= 50, "a claim takes at most the free slots");
+    assert!(number(&report, "/machine/cores") >= 1.0 && report["machine"]["version"].is_string());
+}
+
+#[test]
+fn drain_compares_sqlite_with_itself_and_leaves_nothing_behind() {
+    let house = House::empty();
+    let report = house.json(&["bench", "drain", "--tasks", "300", "--runs", "1", "--payload", "100", "--warm-up"]);
+    assert_eq!((&report["store"], &report["payload_bytes"]), (&"sqlite".into(), &100.into()));
+    let share = number(&report, "/share_of_sqlite_percent/median");
+    let ours = number(&report, "/drain_tasks_per_s/median") / number(&report, "/sqlite_drain_tasks_per_s/median");
+    assert!((share - ours * 100.0).abs() < 1.0, "the share is ours over SQLite's: {report}");
+    assert_eq!(left_in(&house), Vec::<String>::new());
+}
+
+#[test]
+fn drain_leaves_the_tasks_of_a_store_that_somebody_named() {
+    let house = House::new();
+    assert_eq!(house.run(&["--store", "windlass.db", "enqueue", "noop"]).code, 0);
+    let report = house.json(&["bench", "drain", "--store", "windlass.db", "--tasks", "200", "--runs", "1"]);
+    assert_eq!(report["store"], "sqlite");
+    let tasks = house.json(&["--store", "windlass.db", "task", "ls"]);
+    assert_eq!(tasks["tasks"].as_array().map(Vec::len), Some(1), "{tasks}");
+    assert_eq!(tasks["tasks"][0]["state"], "ready");
+}
+
+#[test]
+fn people_see_a_unit_with_every_number() {
+    let said = House::empty().run(&["bench", "drain", "--store", "memory", "--tasks", "100", "--runs", "1"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    for expected in ["tasks/s", "us a task", "s per 1,000 tasks", "ns: the engine", "MiB", "cores ("] {
+        assert!(said.out.contains(expected), "{expected}: {}", said.out);
+    }
+    assert!(said.err.contains("run 1 of 1"), "progress is on standard error: {}", said.err);
+}
