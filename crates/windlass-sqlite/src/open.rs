@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags};
 use windlass_core::view::Retention;
 use windlass_core::{Clock, StoreError, SystemClock};
 
-use crate::errors::{Fault, read_only};
+use crate::errors::{Fault, free_bytes, read_only};
 use crate::file::{self, SameFile};
 use crate::read::{READERS, Readers};
 use crate::schema::{self, Pending};
@@ -23,7 +23,11 @@ const WRITER_CACHE: i64 = 16 * 1024;
 const READER_CACHE: i64 = 4 * 1024;
 /// The log is copied into the file after this many pages, 16 MiB. Pages that change again and again meanwhile are copied
 /// once.
-const CHECKPOINT_PAGES: i64 = 4_000;
+const CHECKPOINT_PAGES: u64 = 4_000;
+/// On a small disk it is copied sooner, but never after fewer pages: the log may take an eighth of what is free.
+const CHECKPOINT_PAGES_MIN: u64 = 250;
+const LOG_SHARE: u64 = 8;
+const PAGE_BYTES: u64 = 4_096;
 /// What stays of the log's file after it was emptied, in bytes.
 const LOG_KEPT: i64 = 16 * 1024 * 1024;
 
@@ -214,9 +218,11 @@ fn connect(path: &Path, options: &Options) -> Result<Connection, Fault> {
         return Err(Fault::Store(read_only(path)));
     }
     patiently(options.busy_timeout, || set_up(&db))?;
+    let checkpoint_pages = free_bytes(path)
+        .map_or(CHECKPOINT_PAGES, |free| (free / LOG_SHARE / PAGE_BYTES).clamp(CHECKPOINT_PAGES_MIN, CHECKPOINT_PAGES));
     db.execute_batch(&format!(
         "PRAGMA synchronous = {}; PRAGMA cache_size = -{WRITER_CACHE}; PRAGMA temp_store = MEMORY; \
-         PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = {LOG_KEPT}; \
+         PRAGMA wal_autocheckpoint = {checkpoint_pages}; PRAGMA journal_size_limit = {LOG_KEPT}; \
          PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;",
         options.durability.synchronous()
     ))?;

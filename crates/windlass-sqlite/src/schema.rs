@@ -57,7 +57,9 @@ CREATE TABLE windlass_queue (
     parked INTEGER NOT NULL DEFAULT 0, succeeded INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0,
     cancelled INTEGER NOT NULL DEFAULT 0, expired INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE INDEX windlass_queue_paused ON windlass_queue (id) WHERE paused = 1;
 CREATE TABLE windlass_name (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, paused INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE INDEX windlass_name_paused ON windlass_name (id) WHERE paused = 1;
 
 CREATE TABLE windlass_task (
     seq INTEGER PRIMARY KEY,      -- the order of insertion; never used twice
@@ -165,14 +167,12 @@ pub struct Pending {
 /// # Errors
 /// Those of SQLite.
 pub(crate) fn version(db: &Connection) -> Result<u32, Fault> {
-    let known: Option<i64> = db
-        .query_row("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'windlass_meta'", [], |row| row.get(0))
-        .optional()?;
-    if known.is_none() {
+    let mut known = db.prepare_cached("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'windlass_meta'")?;
+    if !known.exists([])? {
         return Ok(0);
     }
-    let version: Option<i64> =
-        db.query_row("SELECT value FROM windlass_meta WHERE key = 'version'", [], |row| row.get(0)).optional()?;
+    let mut select = db.prepare_cached("SELECT value FROM windlass_meta WHERE key = 'version'")?;
+    let version: Option<i64> = select.query_row([], |row| row.get(0)).optional()?;
     match version.map(u32::try_from) {
         Some(Ok(version)) => Ok(version),
         Some(Err(_)) | None => Err(Fault::damaged("schema version", "it is missing or not a number")),

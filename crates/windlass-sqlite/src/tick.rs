@@ -155,6 +155,7 @@ fn prune(tx: &mut Tx<'_>) -> Result<u64, Fault> {
     ] {
         pruned += prune_state(tx, state, (now - kept).as_micros(), EACH_MAX)?;
     }
+    pruned += prune_over_maximum(tx, EACH_MAX as i64)?;
     let by_themselves = seqs(
         tx,
         "SELECT seq FROM windlass_task WHERE forget_at IS NOT NULL AND forget_at <= ?1 ORDER BY forget_at LIMIT ?2",
@@ -183,16 +184,16 @@ pub(crate) fn keep_within_maximum(tx: &mut Tx<'_>) -> Result<(), Fault> {
     if ended <= 0 {
         return Ok(());
     }
-    let maximum = i64::try_from(tx.retention.finished_max).unwrap_or(i64::MAX);
-    let over = (tx.ended_kept()? - maximum).min(2 * ended);
-    if over > 0 {
-        prune_oldest(tx, over)?;
-    }
-    Ok(())
+    prune_over_maximum(tx, 2 * ended).map(drop)
 }
 
 /// Removes the ended tasks that ended first, dead letters and results with a time of their own apart.
-fn prune_oldest(tx: &mut Tx<'_>, max: i64) -> Result<(), Fault> {
+fn prune_over_maximum(tx: &mut Tx<'_>, max: i64) -> Result<u64, Fault> {
+    let maximum = i64::try_from(tx.retention.finished_max).unwrap_or(i64::MAX);
+    let over = (tx.ended_kept()? - maximum).min(max);
+    if over <= 0 {
+        return Ok(0);
+    }
     // The first of each state, then the first of all: an index walk for each instead of a sort of everything.
     let mut select = tx.prepare(
         "WITH succeeded AS (SELECT at, seq FROM windlass_task INDEXED BY windlass_task_moment \
@@ -204,8 +205,9 @@ fn prune_oldest(tx: &mut Tx<'_>, max: i64) -> Result<(), Fault> {
          SELECT seq FROM (SELECT * FROM succeeded UNION ALL SELECT * FROM cancelled UNION ALL SELECT * FROM expired) \
          ORDER BY at, seq LIMIT ?1",
     )?;
-    let oldest: Vec<i64> = select.query_map([max], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    remove_all(tx, &oldest)
+    let oldest: Vec<i64> = select.query_map([over], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    remove_all(tx, &oldest)?;
+    Ok(oldest.len() as u64)
 }
 
 fn remove_all(tx: &mut Tx<'_>, seqs: &[i64]) -> Result<(), Fault> {

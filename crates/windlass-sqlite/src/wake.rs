@@ -233,7 +233,10 @@ impl Lookout {
     }
 
     fn read_next_due(&self) -> Result<Option<i64>, Fault> {
-        let mut select = self.db.prepare_cached("SELECT min(at) FROM windlass_task WHERE state = 0")?;
+        let mut select = self.db.prepare_cached(
+            "SELECT min(at) FROM windlass_task INDEXED BY windlass_task_moment \
+             WHERE state = 0 AND state <> 1 AND forget_at IS NULL",
+        )?;
         Ok(select.query_row([], |row| row.get(0))?)
     }
 

@@ -20,7 +20,7 @@ use windlass_core::StoreError;
 use crate::errors::Fault;
 use crate::statements::Statements;
 use crate::tx::{Memory, Tx};
-use crate::{Shared, file, tick};
+use crate::{Shared, file, schema, tick};
 
 /// Jobs that wait for the thread; further callers wait for a place.
 const QUEUE_MAX: usize = 1_024;
@@ -54,6 +54,9 @@ const LOOKS_AT_FIRST: i32 = 1_000;
 const LOG_CHECK: Duration = Duration::from_secs(2);
 const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const LOG_PATIENCE: Duration = Duration::from_millis(50);
+
+/// On a full disk the log is emptied at most this often.
+const ROOM_AGAIN: Duration = Duration::from_secs(1);
 
 /// The way to the writer thread.
 #[derive(Debug)]
@@ -140,11 +143,12 @@ struct Thread {
     memory: Memory,
     pace: Pace,
     log_checked: Instant,
+    room_made: Option<Instant>,
 }
 
 impl Thread {
     fn new(db: Connection, shared: Arc<Shared>) -> Self {
-        Self { db, shared, memory: Memory::default(), pace: Pace::new(), log_checked: Instant::now() }
+        Self { db, shared, memory: Memory::default(), pace: Pace::new(), log_checked: Instant::now(), room_made: None }
     }
 
     fn run(mut self, mut waiting: mpsc::Receiver<Box<dyn Job>>) {
@@ -176,19 +180,17 @@ impl Thread {
         if file::size_of(&file::wal_of(&self.shared.path)) <= LOG_BYTES_MAX {
             return;
         }
-        be_patient_for(LOG_PATIENCE);
-        let emptied = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
-        be_patient_for(self.shared.busy_timeout);
-        if !matches!(emptied, Ok(false)) {
+        if !self.empty_the_log() {
             warn!("the log of the store grows because somebody reads without a pause");
         }
     }
 
     /// Applies jobs in one transaction and answers them.
     fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>) {
-        let outcome = self.transaction(&mut jobs);
-        if outcome.is_err() {
-            self.roll_back();
+        let mut outcome = self.attempt(&mut jobs);
+        let no_space = outcome.as_ref().is_err_and(|failed| failed.is_for_lack_of_space(&self.shared.path));
+        if no_space && self.make_room() {
+            outcome = self.attempt(&mut jobs);
         }
         match outcome {
             Ok(()) => jobs.into_iter().for_each(|job| job.answer(Ok(()))),
@@ -200,6 +202,15 @@ impl Thread {
                 }
             }
         }
+    }
+
+    /// One transaction, or nothing.
+    fn attempt(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), Failed> {
+        let outcome = self.transaction(jobs);
+        if outcome.is_err() {
+            self.roll_back();
+        }
+        outcome
     }
 
     fn transaction(&mut self, jobs: &mut [Box<dyn Job>]) -> Result<(), Failed> {
@@ -243,11 +254,32 @@ impl Thread {
 
     fn begin(&mut self) -> Result<(), Fault> {
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let version: i64 = self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
-        if self.pace.others_wrote(version) {
+        let data_version: i64 = self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+        if data_version != self.pace.data_version {
+            // A newer program may have brought the file to a version that this one would damage.
+            schema::pending(schema::version(&self.db)?, &self.shared.path)?;
             self.memory.others_wrote();
+            self.pace.others_wrote(data_version);
         }
         Ok(())
+    }
+
+    /// Empties the log into the file: on a full disk the room that the log takes is enough to go on, most of the time.
+    /// Answers whether that worked.
+    fn make_room(&mut self) -> bool {
+        if self.room_made.is_some_and(|made| made.elapsed() < ROOM_AGAIN) {
+            return false;
+        }
+        self.room_made = Some(Instant::now());
+        self.empty_the_log()
+    }
+
+    /// Waits for readers for a moment only.
+    fn empty_the_log(&self) -> bool {
+        be_patient_for(LOG_PATIENCE);
+        let busy = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        be_patient_for(self.shared.busy_timeout);
+        matches!(busy, Ok(false))
     }
 
     fn roll_back(&mut self) {
@@ -265,6 +297,15 @@ impl Thread {
 enum Failed {
     ToBegin(Fault),
     OnTheWay(Fault),
+}
+
+impl Failed {
+    fn is_for_lack_of_space(&self, path: &std::path::Path) -> bool {
+        match self {
+            Self::ToBegin(_) => false,
+            Self::OnTheWay(fault) => matches!(fault.to_store_error(path), StoreError::NoSpace(_)),
+        }
+    }
 }
 
 /// A panic of ours must not take the store away from everybody.
@@ -294,14 +335,10 @@ impl Pace {
         Self { data_version: 0, others_seen: None, gapless_since: now, last_end: now }
     }
 
-    /// Compares what SQLite counts of the commits of others.
-    fn others_wrote(&mut self, data_version: i64) -> bool {
-        let wrote = data_version != self.data_version;
-        if wrote {
-            self.others_seen = Some(Instant::now());
-            self.data_version = data_version;
-        }
-        wrote
+    /// What SQLite counts of the commits of others has changed.
+    fn others_wrote(&mut self, data_version: i64) {
+        self.others_seen = Some(Instant::now());
+        self.data_version = data_version;
     }
 
     fn begin(&mut self) {

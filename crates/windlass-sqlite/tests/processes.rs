@@ -130,6 +130,20 @@ async fn a_file_that_another_process_holds_is_busy_and_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_process_stops_writing_when_a_newer_program_has_migrated_the_file() {
+    let place = place();
+    let store = open(&place.file);
+    push(&store, vec![task()]).await;
+    let newer = rusqlite::Connection::open(&place.file).unwrap();
+    newer.execute("UPDATE windlass_meta SET value = 99 WHERE key = 'version'", []).unwrap();
+    let pushing = windlass_core::backend::Push { envelopes: vec![task()], groups: Vec::new() };
+    for _ in 0..2 {
+        let refused = store.push(&pushing).await.unwrap_err();
+        assert!(matches!(&refused, StoreError::Broken(text) if text.contains("upgrade this program")), "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn reading_does_not_wait_for_a_process_that_writes() {
     let place = place();
     let store = open(&place.file);
