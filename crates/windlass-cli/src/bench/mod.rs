@@ -33,6 +33,10 @@ use machine::Machine;
 /// is the engine alone. A store that is named with `--store` is used as it is: its tasks are left alone, the measured
 /// ones are removed.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  windlass bench drain                               SQLite, in a temporary file beside you
+  windlass bench drain --store memory --json         the engine alone")]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
