@@ -59,3 +59,65 @@ fn people_see_a_unit_with_every_number() {
     }
     assert!(said.err.contains("run 1 of 1"), "progress is on standard error: {}", said.err);
 }
+
+#[test]
+fn latency_is_measured_inside_one_process_and_across_two() {
+    let house = House::empty();
+    for processes in ["1", "2"] {
+        let flags = ["--processes", processes, "--rate", "50/s", "--seconds", "1", "--round-trips", "3"];
+        let report = house.json(&[&["bench", "latency"], &flags[..]].concat());
+        assert_eq!(report["store"], "sqlite");
+        assert_eq!(number(&report, "/enqueue_to_start/count") as u64, 50, "every task of the second is counted");
+        assert_eq!(number(&report, "/round_trip/count") as u64, 3);
+        let (p50, p99) = (number(&report, "/enqueue_to_start/p50_us"), number(&report, "/enqueue_to_start/p99_us"));
+        assert!(0.0 < p50 && p50 <= p99 && p99 < 30e6, "{report}");
+    }
+    assert_eq!(left_in(&house), Vec::<String>::new());
+}
+
+#[test]
+fn latency_in_memory_has_one_process() {
+    let said = House::empty().run(&["bench", "latency", "--store", "memory", "--processes", "2"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    assert!(said.err.contains("one process"), "{}", said.err);
+}
+
+#[test]
+fn soak_shows_the_series_and_both_ends() {
+    let house = House::empty();
+    let flags = ["--tasks", "3000", "--backlog", "500", "--slots", "50", "--retention", "1s"];
+    let report = house.json(&[&["bench", "soak"], &flags[..]].concat());
+    let series = report["series"].as_array().expect("a series");
+    assert!(series.len() >= 2);
+    let last = series.last().expect("a last sample");
+    assert_eq!(number(last, "/tasks") as u64, 3_000);
+    assert!(number(last, "/memory_bytes") > 0.0 && number(last, "/file_bytes") + number(last, "/log_bytes") > 0.0);
+    assert!(number(&report, "/first_tenth_tasks_per_s") > 0.0 && number(&report, "/last_tenth_tasks_per_s") > 0.0);
+    assert_eq!(report["goals"].as_array().map(Vec::len), Some(3), "{report}");
+    assert_eq!(left_in(&house), Vec::<String>::new());
+}
+
+#[test]
+fn idle_counts_what_a_worker_asks_for() {
+    let report = House::empty().json(&["bench", "idle", "--seconds", "2"]);
+    let calls = number(&report, "/store_calls_per_s");
+    assert!(0.0 < calls && calls < 100.0, "a worker keeps house once a second: {report}");
+    assert!(number(&report, "/cpu_percent") >= 0.0 && number(&report, "/memory_bytes") > 0.0);
+}
+
+#[test]
+fn a_missed_goal_fails_the_command_only_when_that_is_asked_for() {
+    // No worker does 40,000 tasks in batches of one in a second.
+    let drain = ["bench", "drain", "--tasks", "50", "--runs", "1", "--slots", "1"];
+    let house = House::empty();
+    let relaxed = house.run(&drain);
+    assert_eq!(relaxed.code, 0, "{relaxed:?}");
+    assert!(relaxed.out.contains("goal missed"), "{}", relaxed.out);
+    let strict = house.run(&[&drain[..], &["--check"]].concat());
+    assert_eq!(strict.code, 1, "{strict:?}");
+    assert!(
+        strict.err.contains("drain through SQLite") && strict.err.contains("at least 40,000 tasks/s"),
+        "{}",
+        strict.err
+    );
+}

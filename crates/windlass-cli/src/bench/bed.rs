@@ -80,7 +80,7 @@ impl Place {
         };
         let options = ConnectOptions { retention, ..ConnectOptions::default() };
         let (backend, tally) = Measured::around(connect_with(&location, options).await?);
-        Ok(Open { backend, tally, _folder: folder })
+        Ok(Open { backend, tally, location, _folder: folder })
     }
 }
 
@@ -89,7 +89,18 @@ impl Place {
 pub(super) struct Open {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) tally: Arc<Tally>,
+    pub(super) location: Location,
     _folder: Option<tempfile::TempDir>,
+}
+
+impl Open {
+    /// The file of the store, when it has one.
+    pub(super) fn file(&self) -> Option<&Path> {
+        match &self.location {
+            Location::Sqlite(path) => Some(path),
+            Location::Memory => None,
+        }
+    }
 }
 
 /// A queue that nobody else uses.
@@ -139,6 +150,11 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    /// Tasks that have ended well, so far.
+    pub(super) fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Relaxed)
+    }
+
     /// How long they were held.
     pub(super) fn held(&self) -> Histogram {
         self.held.lock().clone()

@@ -17,14 +17,19 @@ use super::bed::{self, Open, Place, Watch, Working};
 use super::machine;
 use super::measured::Batches;
 use super::raw::{self, Ended};
-use super::stats::{Histogram, Runs, micros, rounded, thousands};
-use super::{Bench, Report};
+use super::stats::{Histogram, Runs, rounded, thousands};
+use super::{Bench, Goal, Report};
 use crate::exit::Problem;
 use crate::output::bytes;
 
 /// Slots of the worker: batches that are worth a sync of the disk. Handlers that do nothing need none of them for
 /// themselves.
 const SLOTS: usize = 256;
+/// What a drain should reach on two cores of 2.5 GHz.
+const MEMORY_RATE_MIN: f64 = 300_000.0;
+const SQLITE_RATE_MIN: f64 = 40_000.0;
+/// Of SQLite's own limit with equal batches, on any machine.
+const SHARE_MIN: f64 = 60.0;
 
 /// How fast tasks that do nothing are enqueued and drained
 ///
@@ -52,6 +57,9 @@ pub(crate) struct Args {
     /// Run once more before, and forget that run
     #[arg(long)]
     warm_up: bool,
+    /// Fail when a goal is missed
+    #[arg(long)]
+    pub(super) check: bool,
 }
 
 /// What one run has given.
@@ -89,17 +97,17 @@ struct Limits {
     share_of_enqueue: Runs,
 }
 
-pub(super) async fn run(bench: &Bench, args: Args) -> Result<Report, Problem> {
+pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     let mut all = All::default();
     if args.warm_up {
         bench.progress("warm-up");
-        one(&bench.place, &args).await?;
+        one(&bench.place, args).await?;
     }
     for number in 1..=args.runs {
-        let run = one(&bench.place, &args).await?;
+        let run = one(&bench.place, args).await?;
         bench.progress(format_args!("run {number} of {}: {} tasks/s", args.runs, thousands(run.drain as u64)));
         if bench.place.kind() == "sqlite" {
-            let (kept, forgotten) = limit(&bench.place, &args, &run).await?;
+            let (kept, forgotten) = limit(&bench.place, args, &run).await?;
             bench.progress(format_args!("  SQLite alone: {} tasks/s", thousands(kept.drain as u64)));
             all.limit.enqueue.add(kept.enqueue);
             all.limit.drain.add(kept.drain);
@@ -109,7 +117,7 @@ pub(super) async fn run(bench: &Bench, args: Args) -> Result<Report, Problem> {
         }
         all.add(run);
     }
-    Ok(all.report(bench.place.kind(), &args))
+    Ok(all.report(bench.place.kind(), args))
 }
 
 /// One run on a fresh queue.
@@ -161,8 +169,10 @@ async fn limit(place: &Place, args: &Args, run: &Run) -> Result<(raw::Limit, raw
     let folder = place.temporary_folder()?;
     let body = bed::noops(&QueueName::default(), 1, args.payload as usize)?[0].to_body();
     let (tasks, batch) = (args.tasks as usize, (run.claims.sizes.mean().round() as usize).max(1));
+    // The folder stays with this future: it goes when the measurement is interrupted.
+    let path = folder.path().to_owned();
     let measured = tokio::task::spawn_blocking(move || -> rusqlite::Result<_> {
-        let limit = |ended| raw::limit(folder.path(), tasks, &body, PUSH_MAX, batch, ended);
+        let limit = |ended| raw::limit(&path, tasks, &body, PUSH_MAX, batch, ended);
         Ok((limit(Ended::Kept)?, limit(Ended::Forgotten)?))
     });
     Ok(measured.await.map_err(anyhow::Error::from)?.map_err(anyhow::Error::from)?)
@@ -190,6 +200,7 @@ impl All {
         report.put("drain_tasks_per_s", self.drain.json(), self.drain.text("tasks/s"));
         if kind == "memory" {
             let nanos = 1e9 / self.drain.median();
+            report.goal(Goal::at_least("drain through memory", self.drain.median(), MEMORY_RATE_MIN, "tasks/s"));
             report.put("ns_per_task", json!(nanos.round()), format!("{nanos:.0} ns: the engine itself is the limit"));
         }
         report.put("enqueue_tasks_per_s", self.enqueue.json(), self.enqueue.text("tasks/s"));
@@ -197,9 +208,9 @@ impl All {
         let cpu_per_thousand = format!("{:.4} s per 1,000 tasks", self.cpu_micros.median() / 1e3);
         let cpu = format!("{} = {cpu_per_thousand}", self.cpu_micros.text("us a task"));
         report.put("cpu_us_per_task", self.cpu_micros.json(), cpu);
-        report.put("claim_to_settled", self.held.json("us"), quantiles(&self.held));
-        report.put("claim", batches_json(&self.claims), quantiles(&self.claims.took));
-        report.put("settle", batches_json(&self.settles), quantiles(&self.settles.took));
+        report.put("claim_to_settled", self.held.json("us"), self.held.text());
+        report.put("claim", self.claims.took.json("us"), self.claims.took.text());
+        report.put("settle", self.settles.took.json("us"), self.settles.took.text());
         report.put("claim_batch_tasks", sizes_json(&self.claims.sizes), sizes(&self.claims.sizes));
         report.put("settle_batch_tasks", sizes_json(&self.settles.sizes), sizes(&self.settles.sizes));
         report.put("memory_peak_bytes", json!(self.memory_peak), bytes(self.memory_peak));
@@ -207,6 +218,8 @@ impl All {
             let limit = &self.limit;
             report.put("sqlite_drain_tasks_per_s", limit.drain.json(), limit.drain.text("tasks/s"));
             report.put("share_of_sqlite_percent", limit.share.json(), limit.share.text("%"));
+            report.goal(Goal::at_least("drain through SQLite", self.drain.median(), SQLITE_RATE_MIN, "tasks/s"));
+            report.goal(Goal::at_least("share of SQLite's own limit", limit.share.median(), SHARE_MIN, "%"));
             let forgetting = limit.drain_forgetting.text("tasks/s");
             report.put("sqlite_drain_forgetting_tasks_per_s", limit.drain_forgetting.json(), forgetting);
             report.put("sqlite_enqueue_tasks_per_s", limit.enqueue.json(), limit.enqueue.text("tasks/s"));
@@ -218,15 +231,6 @@ impl All {
         }
         report
     }
-}
-
-fn quantiles(micros_of: &Histogram) -> String {
-    let quantile = |share| micros(micros_of.quantile(share));
-    format!("p50 {}, p95 {}, p99 {}, max {}", quantile(0.50), quantile(0.95), quantile(0.99), micros(micros_of.max()))
-}
-
-fn batches_json(batches: &Batches) -> Value {
-    batches.took.json("us")
 }
 
 fn sizes_json(sizes: &Histogram) -> Value {

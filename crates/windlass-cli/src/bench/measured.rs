@@ -1,6 +1,7 @@
-//! A store that counts the claims and settles that it is asked and how long they take; everything is passed on as it is.
+//! A store that counts what it is asked and how long it takes; everything is passed on as it is.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -24,6 +25,7 @@ pub(super) struct Measured {
 /// What a store was asked.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
+    calls: AtomicU64,
     /// Claims that found something: the others wait, which says nothing about the store.
     pub(super) claims: Mutex<Batches>,
     pub(super) settles: Mutex<Batches>,
@@ -55,17 +57,29 @@ impl Measured {
         let tally = Arc::new(Tally::default());
         (Arc::new(Self { inner, tally: Arc::clone(&tally) }), tally)
     }
+
+    fn asked(&self) -> &dyn Backend {
+        self.tally.calls.fetch_add(1, Ordering::Relaxed);
+        &*self.inner
+    }
+}
+
+impl Tally {
+    /// Requests of every kind so far.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
 }
 
 #[async_trait]
 impl Backend for Measured {
     async fn push(&self, push: &Push) -> Result<Vec<Pushed>, StoreError> {
-        self.inner.push(push).await
+        self.asked().push(push).await
     }
 
     async fn claim(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
         let since = Instant::now();
-        let answer = self.inner.claim(demand).await;
+        let answer = self.asked().claim(demand).await;
         if let Ok(claims) = &answer
             && !claims.is_empty()
         {
@@ -75,57 +89,57 @@ impl Backend for Measured {
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {
-        self.inner.renew(renewals, lease).await
+        self.asked().renew(renewals, lease).await
     }
 
     async fn settle(&self, settled: &[Settled]) -> Result<Vec<Settlement>, StoreError> {
         let since = Instant::now();
-        let answer = self.inner.settle(settled).await;
+        let answer = self.asked().settle(settled).await;
         self.tally.settles.lock().add(settled.len(), since);
         answer
     }
 
     async fn find(&self, ids: &[TaskId]) -> Result<Vec<Option<Record>>, StoreError> {
-        self.inner.find(ids).await
+        self.asked().find(ids).await
     }
 
     async fn list(&self, filter: &Filter, page: &Page) -> Result<Listing, StoreError> {
-        self.inner.list(filter, page).await
+        self.asked().list(filter, page).await
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {
-        self.inner.counts().await
+        self.asked().counts().await
     }
 
     async fn command(&self, command: &Command) -> Result<Commanded, StoreError> {
-        self.inner.command(command).await
+        self.asked().command(command).await
     }
 
     async fn beat(&self, info: &NodeInfo, ttl: Duration) -> Result<(), StoreError> {
-        self.inner.beat(info, ttl).await
+        self.asked().beat(info, ttl).await
     }
 
     async fn nodes(&self) -> Result<Vec<Node>, StoreError> {
-        self.inner.nodes().await
+        self.asked().nodes().await
     }
 
     async fn tick(&self, node: &NodeId) -> Result<Ticked, StoreError> {
-        self.inner.tick(node).await
+        self.asked().tick(node).await
     }
 
     async fn schedules(&self) -> Result<Vec<ScheduleRecord>, StoreError> {
-        self.inner.schedules().await
+        self.asked().schedules().await
     }
 
     async fn schedule(&self, change: &ScheduleChange) -> Result<ScheduleChanged, StoreError> {
-        self.inner.schedule(change).await
+        self.asked().schedule(change).await
     }
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {
-        self.inner.watch(ids, wait).await
+        self.asked().watch(ids, wait).await
     }
 
     async fn info(&self) -> Result<Info, StoreError> {
-        self.inner.info().await
+        self.asked().info().await
     }
 }

@@ -85,6 +85,14 @@ impl Histogram {
     }
 }
 
+impl Histogram {
+    /// The quantiles of microseconds, for people.
+    pub(super) fn text(&self) -> String {
+        let quantile = |share| micros(self.quantile(share));
+        format!("p50 {}, p95 {}, p99 {}, max {}", quantile(0.50), quantile(0.95), quantile(0.99), micros(self.max))
+    }
+}
+
 impl fmt::Debug for Histogram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Histogram({} values)", self.total)
@@ -168,7 +176,7 @@ pub(super) fn thousands(value: u64) -> String {
 }
 
 /// Microseconds in the unit that reads best.
-pub(super) fn micros(value: u64) -> String {
+fn micros(value: u64) -> String {
     match value {
         0..1_000 => format!("{value} us"),
         1_000..1_000_000 => format!("{:.2} ms", value as f64 / 1e3),

@@ -2,7 +2,7 @@
 
 mod lines;
 mod many;
-mod rate;
+pub(crate) mod rate;
 
 use std::time::Duration;
 

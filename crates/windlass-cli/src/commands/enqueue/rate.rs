@@ -18,7 +18,7 @@ impl Rate {
     }
 
     /// How long after the first one the task of this number, from 0, may follow.
-    pub(super) fn opens(self, number: u64) -> Duration {
+    pub(crate) fn opens(self, number: u64) -> Duration {
         let nanos = u128::from(number) * self.per.as_nanos() / u128::from(self.count);
         // Rounded up, so that the task is allowed when the wait is over.
         Duration::from_nanos(u64::try_from(nanos + 1).unwrap_or(u64::MAX))
