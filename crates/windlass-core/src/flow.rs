@@ -413,6 +413,13 @@ fn check_task(task: &Envelope, now: Timestamp, depth: usize, bytes: &mut usize) 
         )));
     }
     task.check_alone(now)?;
+    if task.unique.is_some() {
+        // Left out because its key is taken, it would be waited for without end.
+        return Err(InvalidEnvelope::Flow(format!(
+            "`{}` has a unique key: steps and members of a workflow take none",
+            task.name
+        )));
+    }
     match &task.flow {
         Some(flow) => flow.check_inside(now, depth, bytes),
         None => Ok(()),
@@ -570,6 +577,13 @@ mod tests {
         let created = follow(&first, &ok("0")).groups.remove(0);
         let stored = serde_json::to_string(&created).unwrap();
         assert_eq!(serde_json::from_str::<NewGroup>(&stored).unwrap(), created);
+    }
+
+    #[test]
+    fn a_step_with_a_unique_key_is_refused() {
+        let unique = crate::Unique { key: crate::UniqueKey::known("k"), window: None };
+        let step = Step::Task(Box::new(Envelope { unique: Some(unique), ..task("b") }));
+        assert!(matches!(chain(vec![step]).check(Timestamp::MIN), Err(InvalidEnvelope::Flow(_))));
     }
 
     #[test]

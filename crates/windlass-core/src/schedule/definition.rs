@@ -76,6 +76,8 @@ impl Schedule {
         if self.id.as_str().len() > SCHEDULE_ID_BYTES_MAX {
             return Err(InvalidSchedule::IdTooLong);
         }
+        // The ids of its tasks contain it, and they take no spaces.
+        TaskId::new(&self.id)?;
         Ok(self.task.check(now)?)
     }
 }
