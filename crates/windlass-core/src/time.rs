@@ -6,8 +6,10 @@
 use std::fmt::{self, Write};
 use std::ops::{Add, Sub};
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An instant: microseconds since 1970-01-01T00:00:00Z.
@@ -122,6 +124,12 @@ pub struct InvalidTime(String);
 pub trait Clock: Send + Sync + fmt::Debug {
     /// Now.
     fn now(&self) -> Timestamp;
+
+    /// The time since some moment in the past, by a clock that nobody moves. A clock that is never moved, as this default
+    /// assumes, has only one.
+    fn steady(&self) -> Duration {
+        self.now().since(Timestamp::MIN)
+    }
 }
 
 /// The wall clock of this machine.
@@ -131,6 +139,56 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         Timestamp::of_this_machine()
+    }
+
+    fn steady(&self) -> Duration {
+        static STARTED: OnceLock<Instant> = OnceLock::new();
+        STARTED.get_or_init(Instant::now).elapsed()
+    }
+}
+
+/// Notices that the wall clock was moved, for stores that measure leases by the wall clock of their process.
+///
+/// A clock that is moved forward makes every lease look as if it had run out, those of living holders too. So for
+/// [`LeaseGuard::PAUSE`] after a move nobody is taken for dead: the living renew their leases by then.
+#[derive(Debug, Default)]
+pub struct LeaseGuard(Mutex<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Both clocks at the last look.
+    last: Option<(Timestamp, Duration)>,
+    /// In steady time.
+    doubt_until: Duration,
+}
+
+/// Whether leases that have run out by the wall clock have really run out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leases {
+    /// They have.
+    Trusted,
+    /// The clock was moved a moment ago: they may not have.
+    InDoubt,
+}
+
+impl LeaseGuard {
+    /// Leases are in doubt for this long after the clock was moved: two renewals of the default lease, and some time.
+    pub const PAUSE: Duration = Duration::from_secs(45);
+    /// A difference between the two clocks of less than this is no move.
+    const MOVED: Duration = Duration::from_secs(2);
+
+    /// Looks at both clocks. Call it with every tick: only moves between two looks are noticed.
+    pub fn look(&self, clock: &dyn Clock) -> Leases {
+        let (now, steady) = (clock.now(), clock.steady());
+        let mut seen = self.0.lock();
+        if let Some((then, steady_then)) = seen.last.replace((now, steady)) {
+            let expected = then + steady.saturating_sub(steady_then);
+            if now.since(expected).max(expected.since(now)) >= Self::MOVED {
+                seen.doubt_until = steady + Self::PAUSE;
+                tracing::warn!(event = "clock_moved", from = %expected, to = %now, "the wall clock was moved");
+            }
+        }
+        if steady < seen.doubt_until { Leases::InDoubt } else { Leases::Trusted }
     }
 }
 

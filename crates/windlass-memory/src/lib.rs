@@ -45,6 +45,7 @@ use windlass_core::backend::{
     BATCH_MAX, Backend, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked, check_batch,
 };
+use windlass_core::time::LeaseGuard;
 use windlass_core::view::{
     Check, Counts, Filter, Health, Info, Listing, Node, NodeInfo, Page, Record, Retention, ScheduleRecord,
 };
@@ -77,6 +78,7 @@ pub struct MemoryStore {
 /// What all handles share.
 struct Shared {
     clock: Arc<dyn Clock>,
+    guard: LeaseGuard,
     data: Mutex<Data>,
 }
 
@@ -95,7 +97,7 @@ impl Shared {
 impl MemoryStore {
     /// An empty store that reads the time from `clock` and keeps ended tasks by the default [`Retention`].
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { shared: Arc::new(Shared { clock, data: Mutex::new(Data::default()) }) }
+        Self { shared: Arc::new(Shared { clock, guard: LeaseGuard::default(), data: Mutex::new(Data::default()) }) }
     }
 
     /// Keeps ended tasks for other times; holds for every handle of this store.
@@ -165,7 +167,8 @@ impl Backend for MemoryStore {
     }
 
     async fn tick(&self, node: &NodeId) -> Result<Ticked, StoreError> {
-        Ok(self.shared.run(|data, now| data.tick(node, now)))
+        let leases = self.shared.guard.look(&*self.shared.clock);
+        Ok(self.shared.run(|data, now| data.tick(node, now, leases)))
     }
 
     async fn schedules(&self) -> Result<Vec<ScheduleRecord>, StoreError> {

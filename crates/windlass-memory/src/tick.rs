@@ -2,6 +2,7 @@
 
 use windlass_core::backend::Ticked;
 use windlass_core::state::{DeadReason, PARKED_FOR, Rescue, poison_failure, rescue, unknown_failure};
+use windlass_core::time::Leases;
 use windlass_core::{NodeId, Timestamp, Verdict};
 
 use crate::data::{CancelMark, Data, QueueIndex, Stage};
@@ -17,12 +18,16 @@ enum Rescued {
 }
 
 impl Data {
-    pub(crate) fn tick(&mut self, node: &NodeId, now: Timestamp) -> Ticked {
+    pub(crate) fn tick(&mut self, node: &NodeId, now: Timestamp, leases: Leases) -> Ticked {
         let mut ticked = Ticked::default();
         for index in 0..self.queues.len() {
             self.promote(index, now, TICK_MAX);
         }
-        for slot in first_until(&self.leases, now) {
+        let lost = match leases {
+            Leases::Trusted => first_until(&self.leases, now),
+            Leases::InDoubt => Vec::new(),
+        };
+        for slot in lost {
             match self.rescue(slot, now) {
                 Rescued::Ready => ticked.rescued += 1,
                 Rescued::Ended => ticked.ended += 1,

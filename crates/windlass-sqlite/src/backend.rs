@@ -131,7 +131,8 @@ impl Backend for SqliteStore {
 
     async fn tick(&self, node: &NodeId) -> Result<Ticked, StoreError> {
         let node = node.clone();
-        self.writer.write(TICK_ROWS, move |tx| tick::tick(tx, &node)).await
+        let leases = self.shared.leases.look(&*self.shared.clock);
+        self.writer.write(TICK_ROWS, move |tx| tick::tick(tx, &node, leases)).await
     }
 
     async fn schedules(&self) -> Result<Vec<ScheduleRecord>, StoreError> {

@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use windlass_core::time::LeaseGuard;
 use windlass_core::view::{Check, Retention};
 use windlass_core::{Clock, StoreError};
 
@@ -57,6 +58,7 @@ struct Shared {
     path: PathBuf,
     file: file::SameFile,
     clock: Arc<dyn Clock>,
+    leases: LeaseGuard,
     retention: Retention,
     busy_timeout: Duration,
     durability: Durability,

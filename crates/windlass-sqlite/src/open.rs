@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
+use windlass_core::time::LeaseGuard;
 use windlass_core::view::Retention;
 use windlass_core::{Clock, StoreError, SystemClock};
 
@@ -154,6 +155,7 @@ impl SqliteStore {
         let shared = Arc::new(Shared {
             file: SameFile::at(&path)?,
             clock: options.clock,
+            leases: LeaseGuard::default(),
             retention: options.retention,
             busy_timeout: options.busy_timeout,
             durability: options.durability,

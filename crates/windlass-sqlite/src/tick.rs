@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::params;
 use windlass_core::backend::{Order, Ticked};
 use windlass_core::state::{self, PARKED_FOR, Rescue, rank};
+use windlass_core::time::Leases;
 use windlass_core::{DeadReason, NodeId, State, Timestamp, Verdict};
 
 use crate::errors::Fault;
@@ -27,9 +28,12 @@ const FREE_PAGES_KEPT: i64 = 1_000;
 const FREE_PAGES_BACK: i64 = 512;
 
 /// Everything once.
-pub(crate) fn tick(tx: &mut Tx<'_>, node: &NodeId) -> Result<Ticked, Fault> {
+pub(crate) fn tick(tx: &mut Tx<'_>, node: &NodeId, leases: Leases) -> Result<Ticked, Fault> {
     promote(tx, EACH_MAX)?;
-    let (rescued, ended) = rescue(tx)?;
+    let (rescued, ended) = match leases {
+        Leases::Trusted => rescue(tx)?,
+        Leases::InDoubt => (0, 0),
+    };
     let ended = ended + expire_late(tx)? + end_parked(tx)?;
     let pruned = prune(tx)?;
     forget(tx)?;

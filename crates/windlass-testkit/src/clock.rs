@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,6 +28,8 @@ use windlass_core::{Clock, Timestamp};
 #[derive(Clone)]
 pub struct TestClock {
     face: Arc<Mutex<Face>>,
+    /// How far it was set from where it would be, in microseconds.
+    set_by: Arc<AtomicI64>,
 }
 
 /// What the clock shows, and how.
@@ -49,16 +52,22 @@ impl Face {
 impl TestClock {
     /// A clock that stands at this time.
     pub fn at(now: Timestamp) -> Self {
-        Self { face: Arc::new(Mutex::new(Face::Stands(now))) }
+        Self { face: Arc::new(Mutex::new(Face::Stands(now))), set_by: Arc::default() }
     }
 
     /// Moves it forward.
     pub fn advance(&self, by: Duration) {
-        self.set(self.now() + by);
+        self.show(self.now() + by);
     }
 
-    /// Sets it to a time, which may lie in the past: clocks of machines jump both ways.
+    /// Sets it to a time, which may lie in the past: clocks of machines jump both ways. Unlike [`TestClock::advance`] no
+    /// time passes.
     pub fn set(&self, now: Timestamp) {
+        self.set_by.fetch_add(now.as_micros() - self.now().as_micros(), Ordering::Relaxed);
+        self.show(now);
+    }
+
+    fn show(&self, now: Timestamp) {
         let mut face = self.face.lock();
         *face = match *face {
             Face::Stands(_) => Face::Stands(now),
@@ -76,6 +85,11 @@ impl TestClock {
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         self.face.lock().now()
+    }
+
+    fn steady(&self) -> Duration {
+        let micros = self.now().as_micros() - self.set_by.load(Ordering::Relaxed);
+        Duration::from_micros(u64::try_from(micros).unwrap_or_default())
     }
 }
 

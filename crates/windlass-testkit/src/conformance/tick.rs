@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use futures_util::future::join;
-use windlass_core::backend::TaskAction;
+use windlass_core::backend::{Renewed, TaskAction};
 use windlass_core::state::{CRASHES_MAX, DeadReason, PARKED_FOR};
-use windlass_core::{Due, Envelope, State, Verdict};
+use windlass_core::time::LeaseGuard;
+use windlass_core::{Clock, Due, Envelope, State, Verdict};
 
 use super::harness::{Harness, RETENTION, START, answer};
 use super::make::{
@@ -264,4 +265,27 @@ pub async fn a_node_hears_which_of_its_tasks_to_cancel(h: &Harness) {
 /// A node that never beat may tick, and a tick without work says so.
 pub async fn a_tick_without_work_does_nothing(h: &Harness) {
     assert_eq!(h.tick().await, windlass_core::backend::Ticked::default());
+}
+
+/// A wall clock that is moved forward makes nobody lose a task who renews it in time.
+pub async fn a_living_holder_keeps_its_task_when_the_clock_is_moved_forward(h: &Harness) {
+    let id = h.push(task("work")).await;
+    let claim = h.claim_one().await;
+    h.tick().await;
+    h.clock.set(h.clock.now() + secs(3600));
+    assert_eq!(h.tick().await.rescued, 0);
+    assert_eq!(h.renew(&claim, LEASE).await, Renewed::Held);
+    h.tick_after(just_under(LEASE)).await;
+    assert_eq!(h.state(&id).await, State::Running);
+}
+
+/// A lost worker's task comes back all the same, a while after the clock was moved.
+pub async fn a_lost_task_comes_back_after_the_clock_was_moved(h: &Harness) {
+    let id = h.push(task("work")).await;
+    h.claim_one().await;
+    h.tick().await;
+    h.clock.set(h.clock.now() + secs(3600));
+    h.tick().await;
+    h.tick_after(LeaseGuard::PAUSE).await;
+    assert_eq!(h.state(&id).await, State::Ready);
 }
