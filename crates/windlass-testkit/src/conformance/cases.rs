@@ -174,8 +174,6 @@ macro_rules! __conformance_cases {
             tick {
                 due_tasks_become_ready,
                 any_number_of_due_tasks_become_ready,
-                a_living_holder_keeps_its_task_when_the_clock_is_moved_forward,
-                a_lost_task_comes_back_after_the_clock_was_moved,
                 a_task_of_a_lost_worker_is_taken_back,
                 a_task_of_a_lost_worker_gets_its_place_back,
                 a_lost_task_is_taken_back_once,
@@ -196,6 +194,8 @@ macro_rules! __conformance_cases {
                 live_tasks_are_never_forgotten,
                 a_node_hears_which_of_its_tasks_to_cancel,
                 a_tick_without_work_does_nothing,
+                a_living_holder_keeps_its_task_when_the_clock_is_moved_forward,
+                a_lost_task_comes_back_after_the_clock_was_moved,
             }
             schedule {
                 a_new_schedule_is_kept_as_it_was_defined,
