@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tokio::time::Instant;
 use windlass::backend::{BATCH_MAX, ScheduleChange};
 use windlass::schedule::{Missed, every};
@@ -19,6 +19,7 @@ use windlass::{
 use super::fleet::{Fleet, Process};
 use super::plan::{CANCELLED, CANCELLED_AFTER, CHORD, DELAYED, DELAYED_FROM, DELAYED_OVER, Subject};
 use super::receiver::{Ledger, Receiver};
+use super::report::grouped;
 use super::{Place, Progress};
 use crate::builtin::HttpRequest;
 
@@ -119,11 +120,9 @@ impl Stage {
         let give_up_at = started + limit;
         let enqueued = self.enqueue().await?;
         let (held, killed_at) = self.kill_one_half_way(give_up_at).await?;
-        let all_due_at = enqueued.all_due_at;
-        self.wait_until(give_up_at, |stage| {
-            stage.receiver.delivered() >= stage.tasks as usize && SystemClock.now() > all_due_at
-        })
-        .await?;
+        self.wait_until(give_up_at, |stage| stage.receiver.delivered() >= stage.tasks as usize).await?;
+        self.bar.set_message("every delivery has arrived; waiting for what is due later");
+        self.wait_until(give_up_at, |_| SystemClock.now() > enqueued.all_due_at).await?;
         let schedule_paused_at = SystemClock.now();
         self.backend().schedule(&ScheduleChange::Pause(self.schedule.clone())).await?;
         let left = self.wait_for_the_rest(give_up_at).await?;
@@ -339,7 +338,11 @@ fn bar(tasks: u32, progress: Progress) -> ProgressBar {
         Progress::OnTerminal => ProgressDrawTarget::stderr(),
         Progress::Hidden => ProgressDrawTarget::hidden(),
     };
-    let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} {per_sec:>10}  {msg}");
-    let bar = ProgressBar::with_draw_target(Some(u64::from(tasks)), target);
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} {rate:>8}  {msg}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = style.with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // Text for a terminal: what cannot be written is not missed.
+        let _ = write!(out, "{}/s", grouped(state.per_sec() as u64));
+    });
+    ProgressBar::with_draw_target(Some(u64::from(tasks)), target).with_style(style)
 }
