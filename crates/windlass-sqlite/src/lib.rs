@@ -9,6 +9,27 @@
 //! Where to look: `schema` tables and migrations; `open` the path and the threads; `writer`, `tx`, `statements` what a transaction is;
 //! `push`, `claim`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules` one verb each; `read`, `listing`, `info`
 //! what people see; `wake` waiting; `file` the file under us; `errors` what SQLite's errors mean.
+//!
+//! # What was measured
+//!
+//! No-op tasks with a small body, `synchronous=FULL`, one process, two cores at 2.5 GHz that did other things as well; the
+//! medians of three runs or more. The limit is a bare table (id, queue, rank, lease, body) in which claims are updated and
+//! acknowledged tasks deleted, both in one commit; this store keeps what has ended.
+//!
+//! | batch | limit | claim and settle, one lane | two lanes | with pruning (more than `finished_max` ended) |
+//! |---|---|---|---|---|
+//! | 100 | 20 k to 210 k/s, as the disk syncs | 35 k to 110 k/s | 40 k to 125 k/s | |
+//! | 1000 | 205 k to 425 k/s | 110 k to 180 k/s | 105 k to 200 k/s | 60 k to 113 k/s |
+//!
+//! At batch 100 the sync decides (0.3 to 3.5 ms); at 1000 it is the 4 to 5 us of CPU for a task. Where they go: rows and the
+//! three indices of the hot path 3.6 us, of which the index of leases and endings takes 0.75; binding and stepping
+//! statements most of the rest. Tried and not kept: `RETURNING` for each row (+1.7 us), pages of 8 KiB (+15 % CPU), settles
+//! as one statement over a JSON list (no gain), rows that do not grow when they are claimed (no gain), a table apart for
+//! what has ended (+0.9 us).
+//!
+//! From push to start, both commits included: 0.9 ms in the middle and 1.6 ms at p99 within one process, 11 ms at p99 from
+//! another. A process that waits and has nothing to do: 0.15 % of a core. A backlog of a million: 90 % of the speed of one
+//! of ten thousand.
 
 mod backend;
 mod claim;

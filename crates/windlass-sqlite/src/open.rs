@@ -211,6 +211,7 @@ fn path_of(path: &Path, network_files: NetworkFiles) -> Result<PathBuf, StoreErr
 
 /// The connection that writes.
 fn connect(path: &Path, options: &Options) -> Result<Connection, Fault> {
+    #[allow(unused_mut, reason = "the oldest rusqlite that we accept sets a busy handler through a shared reference")]
     let mut db =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     writer::be_patient_for(options.busy_timeout);

@@ -150,35 +150,33 @@ fn end_parked(tx: &mut Tx<'_>) -> Result<u64, Fault> {
 /// Removes ended tasks that are kept no longer.
 fn prune(tx: &mut Tx<'_>) -> Result<u64, Fault> {
     let mut pruned = 0;
-    let now = tx.now;
-    for (state, kept) in [
-        (State::Succeeded, tx.retention.finished),
-        (State::Cancelled, tx.retention.finished),
-        (State::Expired, tx.retention.finished),
-        (State::Dead, tx.retention.dead),
-    ] {
-        pruned += prune_state(tx, state, (now - kept).as_micros(), EACH_MAX)?;
+    let ended_until = (tx.now - tx.retention.finished).as_micros();
+    for state in [State::Succeeded, State::Cancelled, State::Expired] {
+        let old = ended_first(tx, state, ended_until)?;
+        remove_finished(tx, &old)?;
+        pruned += old.len() as u64;
     }
     pruned += prune_over_maximum(tx, EACH_MAX as i64)?;
+    let dead = ended_first(tx, State::Dead, (tx.now - tx.retention.dead).as_micros())?;
+    remove_all(tx, &dead)?;
     let by_themselves = seqs(
         tx,
         "SELECT seq FROM windlass_task WHERE forget_at IS NOT NULL AND forget_at <= ?1 ORDER BY forget_at LIMIT ?2",
         tx.now_micros(),
     )?;
     remove_all(tx, &by_themselves)?;
-    Ok(pruned + by_themselves.len() as u64)
+    Ok(pruned + (dead.len() + by_themselves.len()) as u64)
 }
 
-fn prune_state(tx: &mut Tx<'_>, state: State, ended_until: i64, max: usize) -> Result<u64, Fault> {
+/// The tasks in a final state that ended until then, the oldest first; results with a time of their own apart.
+fn ended_first(tx: &Tx<'_>, state: State, ended_until: i64) -> Result<Vec<i64>, Fault> {
     let mut select = tx.prepare(
         "SELECT seq FROM windlass_task INDEXED BY windlass_task_moment \
          WHERE state = ?1 AND state <> 1 AND forget_at IS NULL AND at <= ?2 ORDER BY at LIMIT ?3",
     )?;
-    let old: Vec<i64> = select
-        .query_map(params![state_code(state), ended_until, max as i64], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    remove_all(tx, &old)?;
-    Ok(old.len() as u64)
+    let values = params![state_code(state), ended_until, EACH_MAX as i64];
+    let seqs = select.query_map(values, |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(seqs)
 }
 
 /// Removes the oldest ended tasks over the maximum, twice as many as ended in this transaction at most: so a worker that
@@ -210,8 +208,22 @@ fn prune_over_maximum(tx: &mut Tx<'_>, max: i64) -> Result<u64, Fault> {
          ORDER BY at, seq LIMIT ?1",
     )?;
     let oldest: Vec<i64> = select.query_map([over], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    remove_all(tx, &oldest)?;
+    remove_finished(tx, &oldest)?;
     Ok(oldest.len() as u64)
+}
+
+/// Removes finished tasks that the store's own retention kept. Nothing is read of them: of such tasks the queues count what
+/// ever ended, so no count of a queue changes, and a busy worker removes one for each that it ends.
+fn remove_finished(tx: &mut Tx<'_>, seqs: &[i64]) -> Result<(), Fault> {
+    let mut large = tx.prepare("SELECT 1 FROM windlass_large LIMIT 1")?;
+    let any_large = large.exists([])?;
+    for seq in seqs {
+        tx.execute("DELETE FROM windlass_task WHERE seq = ?1", [seq])?;
+        if any_large {
+            tx.execute("DELETE FROM windlass_large WHERE seq = ?1", [seq])?;
+        }
+    }
+    if seqs.is_empty() { Ok(()) } else { tx.keep(-(seqs.len() as i64)) }
 }
 
 fn remove_all(tx: &mut Tx<'_>, seqs: &[i64]) -> Result<(), Fault> {
