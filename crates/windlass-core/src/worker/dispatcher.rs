@@ -21,6 +21,9 @@
 //! one claim and one settle are in flight, so batches form by themselves: what ends while a settle is on its way is the
 //! next batch.
 
+mod keeping;
+mod stopping;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,13 +32,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::executor::{self, Finished};
 use super::{Settings, ShutdownStep};
-use crate::backend::{BATCH_MAX, Claim, Demand, Order, Renewal, Renewed, Settled, Settlement, Ticked};
+use crate::backend::{BATCH_MAX, Claim, Demand, Renewal, Renewed, Settled, Settlement, Ticked};
 use crate::call::{Call, StopReason, Surroundings};
 use crate::error::Failure;
 use crate::event::Event as Told;
 use crate::flow::Follow;
 use crate::registry::Registry;
-use crate::retry::Outcome;
 use crate::state::{DeadReason, Verdict};
 use crate::view::{NodeInfo, NodePhase};
 use crate::{NodeId, QueueName, StoreError, TaskName};
@@ -280,8 +282,6 @@ impl Dispatcher {
         timers.into_iter().flatten().min().unwrap_or(self.watch_at)
     }
 
-    // Claiming and starting.
-
     fn claim(&mut self, effects: &mut Vec<Effect>) {
         let free = self.slots.saturating_sub(self.busy);
         let unsettled = self.unsettled.len() + self.repeat.iter().map(|batch| batch.settled.len()).sum::<usize>();
@@ -374,8 +374,6 @@ impl Dispatcher {
             effects.push(Effect::Start(calls));
         }
     }
-
-    // Ending and settling.
 
     fn finished(&mut self, finished: Vec<Finished>) {
         for Finished { call, verdict, follow, ran } in finished {
@@ -478,248 +476,6 @@ impl Dispatcher {
     fn forget(&mut self, slot: usize) {
         self.held[slot] = None;
         self.vacant.push(slot);
-    }
-
-    // Keeping what is held.
-
-    fn look_at_the_time(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        self.claim_again.look_at_the_time(now);
-        self.settle_again.look_at_the_time(now);
-        if self.ask_at.is_some_and(|ask_at| ask_at <= now) {
-            self.ask_at = None;
-            self.ask_all(StopReason::Shutdown, now + STOP_GRACE);
-            self.leave_at = Some(now + STOP_GRACE + LEAVE_WITHIN);
-        }
-        if self.watch_at <= now {
-            self.watch_at = now + TICK;
-            self.watch_handlers(now, effects);
-            self.renew(now, effects);
-        }
-        if self.tick_at <= now && !self.ticking {
-            self.ticking = true;
-            self.tick_at = now + TICK;
-            effects.push(Effect::Tick);
-        }
-        if self.beat_at <= now && !self.beating {
-            self.beat(now, effects);
-        }
-    }
-
-    /// Drops handlers that were asked to end and did not, and speaks for those that block their thread.
-    fn watch_handlers(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        for slot in 0..self.held.len() {
-            let Some(held) = self.held[slot].as_mut() else { continue };
-            if held.handler == Handler::Gone {
-                continue;
-            }
-            if let Some((drop_at, reason)) = held.drop_at
-                && drop_at <= now
-            {
-                held.call.stop.drop_now(reason);
-                held.overdue_at = held.overdue_at.min(drop_at + OVERDUE);
-            }
-            if held.overdue_at <= now && matches!(held.ending, Ending::Open) {
-                effects.push(Effect::Tell(Told::Stuck(Arc::clone(&held.call))));
-                let outcome = match held.call.stop.dropped() {
-                    Some(StopReason::Cancelled) => Outcome::Cancelled,
-                    Some(StopReason::Shutdown | StopReason::LeaseLost) => Outcome::Released,
-                    Some(StopReason::SoftLimit) | None => {
-                        held.call.stop.drop_now(StopReason::SoftLimit);
-                        Outcome::TimedOut { limit: executor::hard_limit(&held.call, &self.registry) }
-                    }
-                };
-                let ran = self.surroundings.clock.now().since(held.call.started_at);
-                let ended = executor::decide_for(Arc::clone(&held.call), &self.registry, outcome, ran);
-                held.ending = Ending::Ended(ended.verdict, ended.follow, ended.ran);
-                self.unsettled.push(slot);
-            }
-        }
-    }
-
-    /// Renews every lease that a third of has passed; those that wait to be settled as well.
-    fn renew(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        if self.renewing {
-            return;
-        }
-        let (mut renewals, mut slots) = (Vec::new(), Vec::new());
-        for (slot, held) in self.held.iter().enumerate() {
-            let Some(held) = held else { continue };
-            let due = now.saturating_duration_since(held.renewed_at) >= self.settings.lease / 3;
-            let progress = held.call.take_progress();
-            if (due || progress.is_some()) && !matches!(held.ending, Ending::Over) && renewals.len() < BATCH_MAX {
-                renewals.push(Renewal { receipt: held.call.receipt.clone(), progress });
-                slots.push(slot);
-            }
-        }
-        if !renewals.is_empty() {
-            self.renewing = true;
-            effects.push(Effect::Renew { renewals, slots });
-        }
-    }
-
-    fn renewed(
-        &mut self,
-        slots: &[usize],
-        answer: Result<Vec<Renewed>, StoreError>,
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.renewing = false;
-        match answer {
-            Ok(renewed) => {
-                for (slot, renewed) in slots.iter().zip(renewed) {
-                    match renewed {
-                        Renewed::Held => self.set_renewed(*slot, now),
-                        Renewed::Cancelled => {
-                            self.set_renewed(*slot, now);
-                            self.cancel(*slot, now);
-                        }
-                        Renewed::Lost => self.lost(*slot, effects),
-                    }
-                }
-            }
-            Err(error) => effects.push(Effect::Tell(Told::StoreFailed { operation: "renew", error, again_in: TICK })),
-        }
-    }
-
-    fn set_renewed(&mut self, slot: usize, now: Instant) {
-        if let Some(held) = &mut self.held[slot] {
-            held.renewed_at = now;
-        }
-    }
-
-    fn cancel(&mut self, slot: usize, now: Instant) {
-        if let Some(held) = &mut self.held[slot]
-            && held.handler == Handler::Running
-            && held.drop_at.is_none()
-        {
-            held.call.stop.ask(StopReason::Cancelled);
-            held.drop_at = Some((now + self.settings.cancel_grace, StopReason::Cancelled));
-        }
-    }
-
-    /// The lease is gone. An attempt whose end is known may have been settled by a request whose answer was lost, so it is
-    /// left to the settle; one that runs belongs to somebody else.
-    fn lost(&mut self, slot: usize, effects: &mut Vec<Effect>) {
-        let Some(held) = &mut self.held[slot] else { return };
-        if matches!(held.ending, Ending::Open) {
-            held.call.stop.drop_now(StopReason::LeaseLost);
-            held.ending = Ending::Over;
-            effects.push(Effect::Tell(Told::LeaseLost(Arc::clone(&held.call))));
-            if held.handler == Handler::Gone {
-                self.forget(slot);
-            }
-        }
-    }
-
-    fn ticked(&mut self, answer: Result<Ticked, StoreError>, now: Instant, effects: &mut Vec<Effect>) {
-        self.ticking = false;
-        let ticked = match answer {
-            Ok(ticked) => ticked,
-            Err(error) => {
-                return effects.push(Effect::Tell(Told::StoreFailed { operation: "tick", error, again_in: TICK }));
-            }
-        };
-        if ticked.rescued > 0 {
-            effects.push(Effect::Tell(Told::Rescued { count: ticked.rescued }));
-        }
-        if ticked.ended > 0 {
-            effects.push(Effect::Tell(Told::EndedByStore { count: ticked.ended }));
-        }
-        effects.push(Effect::NextSlot(ticked.next_slot));
-        for id in &ticked.cancelled {
-            let found = self.held.iter().position(|held| held.as_ref().is_some_and(|held| held.call.id() == id));
-            if let Some(slot) = found {
-                self.cancel(slot, now);
-            }
-        }
-        for order in ticked.orders {
-            self.obey(order, now, effects);
-        }
-    }
-
-    fn beat(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        self.beating = true;
-        self.beat_at = now + BEAT;
-        let info = NodeInfo { slots: self.slots, busy: self.busy, phase: self.phase, ..self.info.clone() };
-        effects.push(Effect::Beat(Box::new(info), BEAT_TTL));
-    }
-
-    fn beaten(&mut self, answer: Result<(), StoreError>, now: Instant, effects: &mut Vec<Effect>) {
-        self.beating = false;
-        if let Err(error) = answer {
-            let again_in = self.beat_at.saturating_duration_since(now);
-            effects.push(Effect::Tell(Told::StoreFailed { operation: "beat", error, again_in }));
-        }
-        if self.phase == NodePhase::Stopped {
-            effects.push(Effect::Leave);
-        }
-    }
-
-    // Orders and the end.
-
-    fn obey(&mut self, order: Order, now: Instant, effects: &mut Vec<Effect>) {
-        match (order, self.phase) {
-            (Order::Quiet, NodePhase::Running) => self.enter(NodePhase::Quiet, now, effects),
-            (Order::Resume, NodePhase::Quiet) => self.enter(NodePhase::Running, now, effects),
-            (Order::Stop, NodePhase::Running | NodePhase::Quiet) => {
-                self.shut_down(ShutdownStep::Graceful, now, effects);
-            }
-            (Order::Resize(slots), _) => {
-                self.slots = slots.min(super::SLOTS_MAX);
-                // The claim on its way asked for the old number.
-                if let Some(hush) = &self.claiming {
-                    hush.cancel();
-                }
-            }
-            (Order::Quiet | Order::Resume | Order::Stop, _) => {}
-        }
-    }
-
-    fn enter(&mut self, phase: NodePhase, now: Instant, effects: &mut Vec<Effect>) {
-        self.phase = phase;
-        if phase != NodePhase::Running
-            && let Some(hush) = &self.claiming
-        {
-            hush.cancel();
-        }
-        effects.push(Effect::Tell(Told::Phase(phase)));
-        // The fleet should see it now.
-        self.beat_at = now;
-    }
-
-    /// The three steps: stop claiming and finish; after the grace ask handlers to end; then give back what still runs. A
-    /// second signal takes the last step at once.
-    fn shut_down(&mut self, step: ShutdownStep, now: Instant, effects: &mut Vec<Effect>) {
-        if !matches!(self.phase, NodePhase::Stopping | NodePhase::Stopped) {
-            self.enter(NodePhase::Stopping, now, effects);
-            self.ask_at = Some(now + self.settings.grace);
-        }
-        if step == ShutdownStep::Immediate {
-            self.ask_at = None;
-            self.leave_at = Some(now + LEAVE_WITHIN);
-            self.ask_all(StopReason::Shutdown, now);
-            self.watch_handlers(now, effects);
-        }
-    }
-
-    fn ask_all(&mut self, reason: StopReason, drop_at: Instant) {
-        for held in self.held.iter_mut().flatten().filter(|held| held.handler == Handler::Running) {
-            held.call.stop.ask(reason);
-            held.drop_at = Some(held.drop_at.unwrap_or((drop_at, reason))).map(|(at, why)| (at.min(drop_at), why));
-        }
-    }
-
-    fn leave(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let nothing_held = self.held.iter().flatten().all(|held| matches!(held.ending, Ending::Over));
-        let done = nothing_held && self.claiming.is_none() && !self.settling && self.repeat.is_empty();
-        if done || self.leave_at.is_some_and(|leave_at| leave_at <= now) {
-            self.ask_at = None;
-            self.leave_at = Some(now + BEAT);
-            self.phase = NodePhase::Stopped;
-            effects.push(Effect::Tell(Told::Phase(NodePhase::Stopped)));
-            self.beat(now, effects);
-        }
     }
 
     pub(crate) fn lease(&self) -> Duration {

@@ -232,6 +232,7 @@ impl Worker {
             };
             tokio::spawn(runner.run(self.registry.schedules().to_vec(), slots, stop_firing.clone()));
         }
+        // tidy: allow(unbounded): it holds at most one claim, settle, renewal, tick and beat at once
         let (events, inbox) = mpsc::unbounded_channel();
         let now = tokio::time::Instant::now();
         let dispatcher = Dispatcher::new(self.settings, surroundings, Arc::clone(&self.registry), info, now);
