@@ -69,6 +69,23 @@ impl App<()> {
         }
     }
 
+    /// Sets the state that every handler gets, when it is there already: in tests, or in a service that has opened its
+    /// connections itself. Comes before the tasks.
+    ///
+    /// ```
+    /// # extern crate windlass_core as windlass;
+    /// # use serde::{Deserialize, Serialize};
+    /// # use windlass_core::{App, Cx, Task, TaskError};
+    /// # #[derive(Task, Serialize, Deserialize)] #[task(output = String)] struct Greet { name: String }
+    /// async fn greet(task: Greet, cx: Cx<&'static str>) -> Result<String, TaskError> {
+    ///     Ok(format!("{}, {}!", cx.state(), task.name))
+    /// }
+    /// let app = App::new("greeter").with_state("Good morning").task(greet);
+    /// ```
+    pub fn with_state<S: Send + Sync + 'static>(self, state: S) -> App<S> {
+        self.state(async move || Ok::<S, BoxError>(state))
+    }
+
     /// Sets what makes the state that every handler gets: connections, clients, settings. It runs when a worker starts,
     /// never for a producer. Comes before the tasks.
     pub fn state<S, F, Fut, E>(self, make: F) -> App<S>
