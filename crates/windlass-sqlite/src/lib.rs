@@ -12,24 +12,25 @@
 //!
 //! # What was measured
 //!
-//! No-op tasks with a small body, `synchronous=FULL`, one process, two cores at 2.5 GHz that did other things as well; the
-//! medians of three runs or more. The limit is a bare table (id, queue, rank, lease, body) in which claims are updated and
-//! acknowledged tasks deleted, both in one commit; this store keeps what has ended.
+//! No-op tasks with a small body, `synchronous=FULL`, one process, two cores at 2.5 GHz that did other things as well;
+//! median (range) of ten runs, limit and store in turn. The limit is a bare table (id, queue, rank, lease, body) in which
+//! claims are updated and acknowledged tasks deleted, both in one commit; this store keeps what has ended.
 //!
-//! | batch | limit | claim and settle, one lane | two lanes | with a full history |
-//! |---|---|---|---|---|
-//! | 100 | 20 k to 210 k/s | 35 k to 110 k/s | 40 k to 125 k/s | - |
-//! | 1000 | 205 k to 425 k/s | 110 k to 180 k/s | 105 k to 200 k/s | 60 k to 113 k/s |
+//! | batch | limit, tasks/s | claim and settle, one lane | two lanes |
+//! |---|---|---|---|
+//! | 100 | 34 k (19 k to 212 k) | 55 k (35 k to 110 k) | 73 k (40 k to 125 k) |
+//! | 1000 | 245 k (155 k to 425 k) | 122 k (109 k to 180 k) | 168 k (106 k to 200 k) |
 //!
-//! At batch 100 the sync decides (0.3 to 3.5 ms); at 1000 it is the 4 to 5 us of CPU for a task. Where they go: rows and the
+//! At batch 100 the sync decides, which took 0.3 to 3.5 ms from one minute to the next; at 1000 it is the 5 us of CPU for a
+//! task, 6.4 us with a full history, when each end removes an older one (60 k to 113 k/s). Where they go: rows and the
 //! three indices of the hot path 3.6 us, of which the index of leases and endings takes 0.75; binding and stepping
-//! statements most of the rest. Tried and not kept: `RETURNING` for each row (+1.7 us), pages of 8 KiB (+15 % CPU), settles
-//! as one statement over a JSON list (no gain), rows that do not grow when they are claimed (no gain), a table apart for
-//! what has ended (+0.9 us).
+//! statements most of the rest. Tried and not kept: `RETURNING` for each row (+1.7 us), pages of 8 KiB (+15 % CPU),
+//! settles as one statement over a JSON list (no gain), rows that do not grow when they are claimed (no gain), a table
+//! apart for what has ended (+0.9 us).
 //!
 //! From push to start, both commits included: 0.9 ms in the middle and 1.6 ms at p99 within one process, 11 ms at p99 from
-//! another. A process that waits and has nothing to do: 0.15 % of a core. A backlog of a million
-//! is drained as fast as one of sixty thousand.
+//! another. A process that waits and has nothing to do: 0.15 % of a core. A backlog of a million is drained as fast as one
+//! of sixty thousand.
 
 mod backend;
 mod claim;
