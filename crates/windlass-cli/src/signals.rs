@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use windlass::backend::{Command, Order};
 use windlass::view::{Filter, PAGE_MAX, Page};
 use windlass::worker::{Shutdown, ShutdownStep};
 use windlass::{Backend, NodeId, State};
@@ -61,8 +60,8 @@ async fn receive(backend: Arc<dyn Backend>, node: NodeId, shutdown: Shutdown, st
         tokio::select! {
             Some(()) = term.recv() => stop_on(&shutdown, &stops, Exit::Terminated),
             Some(()) = int.recv() => stop_on(&shutdown, &stops, Exit::Interrupted),
-            Some(()) = usr1.recv() => quiet(&backend, &node).await,
-            Some(()) = stop.recv() => quiet(&backend, &node).await,
+            Some(()) = usr1.recv() => shutdown.begin(ShutdownStep::Quiet),
+            Some(()) = stop.recv() => shutdown.begin(ShutdownStep::Quiet),
             Some(()) = usr2.recv() => dump(&backend, &node).await,
             else => return,
         }
@@ -79,20 +78,13 @@ async fn receive(_: Arc<dyn Backend>, _: NodeId, shutdown: Shutdown, stops: Stop
 fn stop_on(shutdown: &Shutdown, stops: &Stops, exit: Exit) {
     let step = stops.add(exit);
     match step {
+        ShutdownStep::Quiet => tracing::info!(event = "signal", "told to be quiet: claiming nothing more"),
         ShutdownStep::Graceful => {
             tracing::info!(event = "signal", "told to stop: finishing what runs; once more gives it back at once");
         }
         ShutdownStep::Immediate => tracing::warn!(event = "signal", "told to stop at once: giving back what runs"),
     }
     shutdown.begin(step);
-}
-
-/// By way of the store, as an operator would: the node hears it with its next tick.
-async fn quiet(backend: &Arc<dyn Backend>, node: &NodeId) {
-    let order = Command::Order { node: node.clone(), order: Order::Quiet };
-    if let Err(error) = backend.command(&order).await {
-        tracing::warn!(event = "signal", %error, "cannot become quiet: the store failed");
-    }
 }
 
 /// Asks the store and not the engine, so that nothing is counted per task for the sake of a rare signal.

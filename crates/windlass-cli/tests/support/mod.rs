@@ -80,7 +80,12 @@ impl House {
 
     /// A worker that is ready.
     pub(crate) fn worker(&self, args: &[&str]) -> Worker {
-        let mut command = self.command(&[&["worker", "--name", "w1"], args].concat());
+        self.worker_named("w1", args)
+    }
+
+    /// A worker of another name that is ready.
+    pub(crate) fn worker_named(&self, name: &str, args: &[&str]) -> Worker {
+        let mut command = self.command(&[&["worker", "--name", name], args].concat());
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the program starts");
         let log = BufReader::new(child.stdout.take().expect("its log is piped"));
         let mut worker = Worker { child, log: Box::new(log) };

@@ -87,6 +87,8 @@ impl Settings {
 /// How far a shutdown has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ShutdownStep {
+    /// Claim nothing more, and stay; an order to resume undoes it.
+    Quiet,
     /// Claim nothing more and finish what runs; after the grace, ask handlers to end; then give back what still runs.
     Graceful,
     /// Give back what runs now.
@@ -106,7 +108,9 @@ impl Shutdown {
     /// Begins it, or takes it to a later step.
     pub fn begin(&self, step: ShutdownStep) {
         self.0.send_if_modified(|now| {
-            let further = now.is_none_or(|now| now < step);
+            // A node that has resumed since may be made quiet again.
+            let again = *now == Some(ShutdownStep::Quiet) && step == ShutdownStep::Quiet;
+            let further = again || now.is_none_or(|now| now < step);
             if further {
                 *now = Some(step);
             }

@@ -43,6 +43,9 @@ impl Dispatcher {
     /// The three steps: stop claiming and finish; after the grace ask handlers to end; then give back what still runs. A
     /// second signal takes the last step at once.
     pub(super) fn shut_down(&mut self, step: ShutdownStep, now: Instant, effects: &mut Vec<Effect>) {
+        if step == ShutdownStep::Quiet {
+            return self.obey(Order::Quiet, now, effects);
+        }
         if !matches!(self.phase, NodePhase::Stopping | NodePhase::Stopped) {
             self.enter(NodePhase::Stopping, now, effects);
             self.ask_at = Some(now + self.settings.grace);
