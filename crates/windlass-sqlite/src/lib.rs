@@ -57,8 +57,10 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use windlass_core::time::LeaseGuard;
 use windlass_core::view::{Check, Retention};
 use windlass_core::{Clock, StoreError};
@@ -72,6 +74,39 @@ pub struct SqliteStore {
     writer: writer::Writer,
     readers: read::Readers,
     shared: Arc<Shared>,
+    // Last: the threads end when the channels above are gone, and then this waits for them.
+    _threads: Threads,
+}
+
+/// The threads of a store. Dropping it waits for them, so that each closes its connection: the last connection to a file
+/// writes its log back and removes it. A process that ended before would leave the newest tasks in the log, and a copy of
+/// the file alone would lack them.
+#[derive(Debug)]
+struct Threads(Mutex<Receiver<Never>>);
+
+/// Nothing is ever sent: that all senders are gone is the message.
+#[derive(Debug)]
+enum Never {}
+
+/// Held by a thread for as long as it runs.
+#[derive(Debug, Clone)]
+struct Alive(#[allow(dead_code, reason = "its drop is the message")] SyncSender<Never>);
+
+impl Threads {
+    /// A thread that a change keeps busy is not waited for longer than this.
+    const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
+    fn new() -> (Alive, Self) {
+        let (alive, gone) = sync_channel(0);
+        (Alive(alive), Self(Mutex::new(gone)))
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // Either way there is nothing more to do: a log that stays is read by whoever opens the file next.
+        let _ = self.0.lock().recv_timeout(Self::CLOSE_WITHIN);
+    }
 }
 
 /// What all threads of a store know.

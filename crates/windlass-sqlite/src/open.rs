@@ -15,7 +15,7 @@ use crate::read::{READERS, Readers};
 use crate::schema::{self, Pending};
 use crate::wake::{self, Bell};
 use crate::writer::{self, Writer};
-use crate::{Shared, SqliteStore};
+use crate::{Shared, SqliteStore, Threads};
 
 /// Statements that stay prepared; every verb together has about 80.
 const STATEMENTS: usize = 128;
@@ -165,12 +165,14 @@ impl SqliteStore {
         let reader = || read_connection(&path).map_err(in_words);
         let readers = (0..READERS).map(|_| reader()).collect::<Result<_, _>>()?;
         let lookout = reader()?;
+        let (alive, threads) = Threads::new();
         let store = Self {
-            writer: Writer::start(db, Arc::clone(&shared))?,
-            readers: Readers::start(readers, Arc::clone(&shared))?,
+            writer: Writer::start(db, Arc::clone(&shared), alive.clone())?,
+            readers: Readers::start(readers, Arc::clone(&shared), &alive)?,
             shared: Arc::clone(&shared),
+            _threads: threads,
         };
-        wake::start_lookout(lookout, shared)?;
+        wake::start_lookout(lookout, shared, alive)?;
         Ok(store)
     }
 

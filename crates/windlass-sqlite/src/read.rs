@@ -17,10 +17,10 @@ use tracing::error;
 use windlass_core::view::{Counts, QueueCounts, Record};
 use windlass_core::{QueueName, StoreError, TaskId, TaskName};
 
-use crate::Shared;
 use crate::claim::ready_names;
 use crate::errors::Fault;
 use crate::rows::{self, Id, RECORD, parse, priority_of, ready_at, text};
+use crate::{Alive, Shared};
 
 /// How many reads go on at once.
 pub(crate) const READERS: usize = 2;
@@ -38,14 +38,18 @@ pub(crate) struct Readers {
 
 impl Readers {
     /// Starts a thread for each connection; they end when the store is dropped.
-    pub(crate) fn start(connections: Vec<Connection>, shared: Arc<Shared>) -> Result<Self, StoreError> {
+    pub(crate) fn start(connections: Vec<Connection>, shared: Arc<Shared>, alive: &Alive) -> Result<Self, StoreError> {
         let (looks, waiting) = mpsc::channel(QUEUE_MAX);
         let waiting = Arc::new(Mutex::new(waiting));
         for db in connections {
-            let waiting = Arc::clone(&waiting);
+            let (waiting, alive) = (Arc::clone(&waiting), alive.clone());
             std::thread::Builder::new()
                 .name("windlass-sqlite-reader".to_owned())
-                .spawn(move || run(&db, &waiting))
+                .spawn(move || {
+                    run(&db, &waiting);
+                    drop(db);
+                    drop(alive);
+                })
                 .map_err(|error| StoreError::Unreachable(error.into()))?;
         }
         Ok(Self { looks, shared })

@@ -18,9 +18,9 @@ use tokio::sync::Notify;
 use tracing::warn;
 use windlass_core::{QueueName, StoreError, TaskId, TaskName};
 
-use crate::Shared;
 use crate::errors::Fault;
 use crate::rows::Id;
+use crate::{Alive, Shared};
 use crate::{claim, tx};
 
 /// How often the lookout looks; the most that a task of another process waits longer than one of this process.
@@ -174,12 +174,15 @@ impl Bell {
 }
 
 /// Starts the lookout; it ends when the bell is closed.
-pub(crate) fn start_lookout(db: Connection, shared: Arc<Shared>) -> Result<(), StoreError> {
+pub(crate) fn start_lookout(db: Connection, shared: Arc<Shared>, alive: Alive) -> Result<(), StoreError> {
     let now = Instant::now();
     let lookout = Lookout { db, shared, data_version: None, next_due: None, file_checked: now, changed: now };
     std::thread::Builder::new()
         .name("windlass-sqlite-lookout".to_owned())
-        .spawn(move || lookout.run())
+        .spawn(move || {
+            lookout.run();
+            drop(alive);
+        })
         .map(drop)
         .map_err(|error| StoreError::Unreachable(error.into()))
 }

@@ -20,7 +20,7 @@ use windlass_core::StoreError;
 use crate::errors::Fault;
 use crate::statements::Statements;
 use crate::tx::{Memory, Tx};
-use crate::{Shared, file, schema, tick};
+use crate::{Alive, Shared, file, schema, tick};
 
 /// Jobs that wait for the thread; further callers wait for a place.
 const QUEUE_MAX: usize = 1_024;
@@ -115,11 +115,14 @@ fn stopped() -> StoreError {
 
 impl Writer {
     /// Starts the thread; it ends when the store is dropped and everything that waited is done.
-    pub(crate) fn start(db: Connection, shared: Arc<Shared>) -> Result<Self, StoreError> {
+    pub(crate) fn start(db: Connection, shared: Arc<Shared>, alive: Alive) -> Result<Self, StoreError> {
         let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
         std::thread::Builder::new()
             .name("windlass-sqlite-writer".to_owned())
-            .spawn(move || Thread::new(db, shared).run(waiting))
+            .spawn(move || {
+                Thread::new(db, shared).run(waiting);
+                drop(alive);
+            })
             .map_err(|error| StoreError::Unreachable(error.into()))?;
         Ok(Self { jobs })
     }
@@ -168,6 +171,8 @@ impl Thread {
             self.keep_the_log_short();
             self.pace.end();
         }
+        // So that a copy of the file alone has everything. While other processes read, the last of them does it.
+        self.empty_the_log();
     }
 
     /// SQLite empties the log by itself when nobody reads it just then. Under readers without a gap it never can: then

@@ -31,6 +31,19 @@ async fn tasks_are_there_after_the_store_was_opened_again() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_closed_leaves_everything_in_its_file() {
+    let place = place();
+    let store = open(&place.file);
+    push(&store, vec![task()]).await;
+    drop(store);
+    let log = place.file.with_extension("db-wal");
+    assert_eq!(std::fs::metadata(&log).map_or(0, |log| log.len()), 0, "{}", log.display());
+    let copy = place.folder.path().join("copy.db");
+    std::fs::copy(&place.file, &copy).unwrap();
+    assert_eq!(open(&copy).counts().await.unwrap().total().ready, 1);
+}
+
+#[tokio::test]
 async fn the_file_is_for_its_user_alone() {
     let place = place();
     let store = open(&place.file);
