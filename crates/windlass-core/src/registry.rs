@@ -104,27 +104,18 @@ impl App<()> {
 impl<S: Send + Sync + 'static> App<S> {
     /// Registers the handler of a task.
     #[must_use]
-    pub fn task<T, F, Fut>(mut self, handler: F) -> Self
+    pub fn task<T, F, Fut>(self, handler: F) -> Self
     where
         T: Task,
         F: Fn(T, Cx<S>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T::Output, TaskError>> + Send + 'static,
     {
-        let definition = T::definition();
-        let bind: Bind<S> = Box::new(move |state| {
-            let (state, handler) = (Arc::clone(state), Arc::new(handler));
-            Box::new(move |call| {
-                let task = match decode::<T>(definition, &call) {
-                    Ok(task) => task,
-                    Err(outcome) => return std::future::ready(outcome).boxed(),
-                };
-                let (cx, handler) = (Cx::new(call, Arc::clone(&state)), Arc::clone(&handler));
-                // The handler is called inside of the future, so that a panic before its first await is caught as well.
-                async move { outcome_of(handler(task, cx).await) }.boxed()
-            })
-        });
-        self.tasks.push(Declared { definition, check: check_args::<T>, bind });
-        self
+        let handler = Arc::new(handler);
+        self.handle(move |task: T, cx| {
+            let handler = Arc::clone(&handler);
+            // The handler is called inside of the future, so that a panic before its first await is caught as well.
+            async move { outcome_of(handler(task, cx).await) }.boxed()
+        })
     }
 
     /// Registers a handler that blocks or computes: it runs on a thread of its own kind, so that it holds up nobody else.
@@ -132,28 +123,37 @@ impl<S: Send + Sync + 'static> App<S> {
     /// At its hard limit the attempt is over, but its thread runs on until the handler returns and keeps its slot: watch
     /// [`Call::stop_reason`] in loops.
     #[must_use]
-    pub fn blocking_task<T, F>(mut self, handler: F) -> Self
+    pub fn blocking_task<T, F>(self, handler: F) -> Self
     where
         T: Task,
         F: Fn(T, Cx<S>) -> Result<T::Output, TaskError> + Send + Sync + 'static,
     {
+        let handler = Arc::new(handler);
+        self.handle(move |task: T, cx| {
+            let handler = Arc::clone(&handler);
+            async move {
+                match tokio::task::spawn_blocking(move || handler(task, cx)).await {
+                    Ok(result) => outcome_of(result),
+                    Err(error) if error.is_panic() => Outcome::Panicked(panic_text(&*error.into_panic())),
+                    Err(_) => Outcome::Released,
+                }
+            }
+            .boxed()
+        })
+    }
+
+    /// Registers what runs a task once its arguments are decoded.
+    fn handle<T, R>(mut self, run: R) -> Self
+    where
+        T: Task,
+        R: Fn(T, Cx<S>) -> BoxFuture<'static, Outcome> + Send + Sync + 'static,
+    {
         let definition = T::definition();
         let bind: Bind<S> = Box::new(move |state| {
-            let (state, handler) = (Arc::clone(state), Arc::new(handler));
-            Box::new(move |call| {
-                let task = match decode::<T>(definition, &call) {
-                    Ok(task) => task,
-                    Err(outcome) => return std::future::ready(outcome).boxed(),
-                };
-                let (cx, handler) = (Cx::new(call, Arc::clone(&state)), Arc::clone(&handler));
-                async move {
-                    match tokio::task::spawn_blocking(move || handler(task, cx)).await {
-                        Ok(result) => outcome_of(result),
-                        Err(error) if error.is_panic() => Outcome::Panicked(panic_text(&*error.into_panic())),
-                        Err(_) => Outcome::Released,
-                    }
-                }
-                .boxed()
+            let state = Arc::clone(state);
+            Box::new(move |call| match decode::<T>(definition, &call) {
+                Ok(task) => run(task, Cx::new(call, Arc::clone(&state))),
+                Err(outcome) => std::future::ready(outcome).boxed(),
             })
         });
         self.tasks.push(Declared { definition, check: check_args::<T>, bind });
