@@ -69,6 +69,7 @@ fn latency_is_measured_inside_one_process_and_across_two() {
         assert_eq!(report["store"], "sqlite");
         assert_eq!(number(&report, "/enqueue_to_start/count") as u64, 50, "every task of the second is counted");
         assert_eq!(number(&report, "/round_trip/count") as u64, 3);
+        assert_eq!(number(&report, "/sqlite_push_and_claim/count") as u64, 50, "SQLite alone does the same");
         let (p50, p99) = (number(&report, "/enqueue_to_start/p50_us"), number(&report, "/enqueue_to_start/p99_us"));
         assert!(0.0 < p50 && p50 <= p99 && p99 < 30e6, "{report}");
     }

@@ -47,7 +47,7 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     tokio::time::sleep(Duration::from_secs(args.seconds.into())).await;
     let (seconds, cpu_after) = (began.elapsed().as_secs_f64(), machine::cpu_seconds_of_threads());
     let calls = (open.tally.calls() - calls) as f64 / seconds;
-    let memory = machine::memory_now();
+    let (memory, private) = (machine::memory_now(), machine::memory_private());
     worker.stop().await?;
 
     let mut report = Report::new("idle", bench.place.kind());
@@ -58,7 +58,11 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
         report.goal(Goal::at_most("an idle worker's share of a core", percent, CPU_PERCENT_MAX, "%"));
     }
     if let Some(memory) = memory {
-        report.put("memory_bytes", json!(memory), bytes(memory));
+        let private = private.unwrap_or(memory);
+        let text =
+            format!("{}, of which {} are private and the rest the program's file", bytes(memory), bytes(private));
+        report.put("memory_bytes", json!(memory), text);
+        report.json.insert("memory_private_bytes".to_owned(), json!(private));
         let mebibytes = |bytes: u64| bytes as f64 / (1024.0 * 1024.0);
         report.goal(Goal::at_most("an idle worker's memory", mebibytes(memory), mebibytes(MEMORY_MAX), "MiB"));
     }

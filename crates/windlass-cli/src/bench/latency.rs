@@ -21,12 +21,14 @@ use windlass::{App, Client, Cx, Location, QueueName, Registry, Task, TaskError, 
 
 use super::bed::{self, Open, Watch, Working};
 use super::stats::{Histogram, thousands};
-use super::{Bench, Goal, Report};
+use super::{Bench, Goal, Report, raw};
 use crate::commands::enqueue::rate::Rate;
 use crate::exit::{Exit, Problem};
 
 /// Before anything is measured: the first tasks find cold caches and a worker that is still starting.
 const COLD: u64 = 20;
+/// How long SQLite alone is measured at most.
+const ALONE_MAX: Duration = Duration::from_secs(10);
 /// A task that has not started after this long never will.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// From the enqueue to the start, inside one process and across two.
@@ -151,6 +153,7 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     if matches!(bench.place, bed::Place::Given(_)) {
         bed::forget(&open, &queue).await?;
     }
+    let alone = if bench.place.kind() == "sqlite" { Some(sqlite_alone(bench, args).await?) } else { None };
 
     let mut report = Report::new("latency", bench.place.kind());
     report.put("processes", json!(args.processes), args.processes.to_string());
@@ -158,6 +161,9 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     report.put("seconds", json!(args.seconds), format!("{} s", args.seconds));
     report.put("enqueue_to_start", starts.json("us"), starts.text());
     report.put("enqueue", pushes.json("us"), pushes.text());
+    if let Some(alone) = alone {
+        report.put("sqlite_push_and_claim", alone.json("us"), alone.text());
+    }
     if round_trips.count() > 0 {
         report.put("round_trip", round_trips.json("us"), round_trips.text());
     }
@@ -167,11 +173,30 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     Ok(report)
 }
 
+/// The two commits between an enqueue and a start, at the same rate, by SQLite alone.
+async fn sqlite_alone(bench: &Bench, args: &Args) -> Result<Histogram, Problem> {
+    let folder = bench.place.temporary_folder()?;
+    // The folder stays with this future: it goes when the measurement is interrupted.
+    let path = folder.path().to_owned();
+    let body = bed::envelope(&Stamp { sent_at: bed::now().as_micros() }, &QueueName::default())?.to_body();
+    let every = args.rate.opens(1);
+    let tasks = tasks_in(args.rate, Duration::from_secs(args.seconds.into()).min(ALONE_MAX));
+    bench.progress(format_args!("SQLite alone, {tasks} tasks"));
+    let measured = tokio::task::spawn_blocking(move || raw::starts(&path, tasks, &body, every));
+    Ok(measured.await.map_err(anyhow::Error::from)?.map_err(anyhow::Error::from)?)
+}
+
 /// Enqueues one task and answers how long that took, in microseconds.
 async fn send(client: &Client, queue: &QueueName) -> Result<u64, Problem> {
     let sent_at = bed::now();
     client.push(vec![bed::envelope(&Stamp { sent_at: sent_at.as_micros() }, queue)?]).await?;
     Ok(bed::now().since(sent_at).as_micros() as u64)
+}
+
+/// How many tasks are enqueued in a time.
+fn tasks_in(rate: Rate, length: Duration) -> usize {
+    // No rate is above a million a second.
+    (0..length.as_micros() as u64).take_while(|number| rate.opens(*number) < length).count()
 }
 
 /// Enqueues at the rate; answers from the enqueue to the start, and how long enqueueing took.
@@ -181,10 +206,8 @@ async fn steadily(
     side: &mut Side,
     args: &Args,
 ) -> Result<(Histogram, Histogram), Problem> {
-    let (began, length) = (Instant::now(), Duration::from_secs(args.seconds.into()));
-    // No rate is above a million a second.
-    let numbers = 0..u64::from(args.seconds) * 1_000_000;
-    let count = numbers.take_while(|number| args.rate.opens(*number) < length).count();
+    let began = Instant::now();
+    let count = tasks_in(args.rate, Duration::from_secs(args.seconds.into()));
     let (client, queue, rate) = (client.clone(), queue.clone(), args.rate);
     let producer = tokio::spawn(async move {
         let mut sending = tokio::task::JoinSet::new();

@@ -103,7 +103,12 @@ pub(super) fn memory_now() -> Option<u64> {
     status("VmRSS:")
 }
 
-/// The most of it since the last [`forget_peak`].
+/// The part of it that this process alone has; the rest is the program's file, which all its processes share.
+pub(super) fn memory_private() -> Option<u64> {
+    status("RssAnon:")
+}
+
+/// The most memory that was in RAM since the last [`forget_peak`].
 pub(super) fn memory_peak() -> Option<u64> {
     status("VmHWM:")
 }

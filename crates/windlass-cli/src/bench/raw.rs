@@ -12,13 +12,21 @@
 //! 3. `COMMIT`, synced.
 //!
 //! The second loop keeps nothing of what has ended: step 1 only deletes. No product may do that without losing results;
-//! it says how much of the limit they cost. What neither loop does: counts by queue and state, priorities and expiry,
-//! retries, pruning, decoding, handlers, more than one thread.
+//! it says how much of the limit they cost.
+//!
+//! Starts: at a steady rate, one task is pushed and then claimed, each in a transaction of its own, as above: these are
+//! the two syncs between an enqueue and a start that both survive a loss of power.
+//!
+//! What none of them does: counts by queue and state, priorities and expiry, retries, pruning, decoding, handlers, more
+//! than one thread.
 
+use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
+
+use super::stats::Histogram;
 
 /// The pragmas of the store.
 const PRAGMAS: &str = "\
@@ -73,23 +81,49 @@ pub(super) fn limit(
     Ok(Limit { enqueue, drain: tasks as f64 / began.elapsed().as_secs_f64() })
 }
 
+/// From before the push to after the claim of this many tasks, in microseconds, in a fresh file in this folder.
+///
+/// # Errors
+/// Those of SQLite.
+pub(super) fn starts(folder: &Path, tasks: usize, body: &str, every: Duration) -> rusqlite::Result<Histogram> {
+    let db = Connection::open(folder.join(format!("raw-{:08x}.db", fastrand::u32(..))))?;
+    db.execute_batch(PRAGMAS)?;
+    db.execute_batch(TABLES)?;
+    let mut times = Histogram::default();
+    let mut held = Vec::new();
+    let mut next = Instant::now();
+    for number in 0..tasks {
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        next += every;
+        let began = Instant::now();
+        push_one_batch(&db, number..number + 1, body)?;
+        take_turn(&db, &mut held, 1, Ended::Kept)?;
+        times.add(began.elapsed().as_micros() as u64);
+    }
+    Ok(times)
+}
+
 fn push(db: &Connection, tasks: usize, body: &str, batch: usize) -> rusqlite::Result<()> {
     let mut pushed = 0;
     while pushed < tasks {
-        let size = batch.min(tasks - pushed);
-        db.execute_batch("BEGIN IMMEDIATE")?;
-        let mut insert = db.prepare_cached(
-            "INSERT INTO task (id, queue, state, rank, lease, fence, attempt, enqueued_at, body) \
-             VALUES (?1, 1, 1, ?2, 0, 0, 0, ?3, ?4)",
-        )?;
-        let now = super::bed::now().as_micros();
-        for at in pushed..pushed + size {
-            insert.execute(params![id(at), at as i64, now, body])?;
-        }
-        db.execute_batch("COMMIT")?;
-        pushed += size;
+        let end = tasks.min(pushed + batch);
+        push_one_batch(db, pushed..end, body)?;
+        pushed = end;
     }
     Ok(())
+}
+
+fn push_one_batch(db: &Connection, numbers: Range<usize>, body: &str) -> rusqlite::Result<()> {
+    db.execute_batch("BEGIN IMMEDIATE")?;
+    let mut insert = db.prepare_cached(
+        "INSERT INTO task (id, queue, state, rank, lease, fence, attempt, enqueued_at, body) \
+         VALUES (?1, 1, 1, ?2, 0, 0, 0, ?3, ?4)",
+    )?;
+    let now = super::bed::now().as_micros();
+    for number in numbers {
+        insert.execute(params![id(number), number as i64, now, body])?;
+    }
+    db.execute_batch("COMMIT")
 }
 
 /// Sixteen bytes in the order of time, random behind it: as the ids of the store are.
@@ -101,33 +135,41 @@ fn id(at: usize) -> [u8; 16] {
 }
 
 fn drain(db: &Connection, batch: usize, ended: Ended) -> rusqlite::Result<()> {
-    let mut held: Vec<(i64, i64, [u8; 16])> = Vec::with_capacity(batch);
+    let mut held = Vec::with_capacity(batch);
     loop {
-        db.execute_batch("BEGIN IMMEDIATE")?;
-        let now = super::bed::now().as_micros();
-        let mut delete = db.prepare_cached("DELETE FROM task WHERE seq = ?1 AND fence = ?2 AND state = 2")?;
-        let mut keep = db.prepare_cached("INSERT INTO ended (id, state, at, result) VALUES (?1, 4, ?2, 'null')")?;
-        for (seq, fence, id) in held.drain(..) {
-            if delete.execute([seq, fence])? == 1 && ended == Ended::Kept {
-                keep.execute(params![id, now])?;
-            }
-        }
-        let mut claim = db.prepare_cached(
-            "UPDATE task SET state = 2, lease = ?1, node = ?2, started_at = ?3, fence = fence + 1, attempt = attempt + 1 \
-             WHERE seq IN (SELECT seq FROM task WHERE queue = 1 AND state = 1 ORDER BY rank LIMIT ?4) \
-             RETURNING seq, fence, id, body",
-        )?;
-        let mut rows = claim.query(params![now + 30_000_000, "a-host-4242-k3f9", now, batch as i64])?;
-        while let Some(row) = rows.next()? {
-            let _: String = row.get(3)?;
-            held.push((row.get(0)?, row.get(1)?, row.get(2)?));
-        }
-        drop(rows);
-        db.execute_batch("COMMIT")?;
+        take_turn(db, &mut held, batch, ended)?;
         if held.is_empty() {
             return Ok(());
         }
     }
+}
+
+/// A task that is claimed: its place, its fence and its id.
+type Held = (i64, i64, [u8; 16]);
+
+/// One transaction: settles what is held, and claims the next.
+fn take_turn(db: &Connection, held: &mut Vec<Held>, batch: usize, ended: Ended) -> rusqlite::Result<()> {
+    db.execute_batch("BEGIN IMMEDIATE")?;
+    let now = super::bed::now().as_micros();
+    let mut delete = db.prepare_cached("DELETE FROM task WHERE seq = ?1 AND fence = ?2 AND state = 2")?;
+    let mut keep = db.prepare_cached("INSERT INTO ended (id, state, at, result) VALUES (?1, 4, ?2, 'null')")?;
+    for (seq, fence, id) in held.drain(..) {
+        if delete.execute([seq, fence])? == 1 && ended == Ended::Kept {
+            keep.execute(params![id, now])?;
+        }
+    }
+    let mut claim = db.prepare_cached(
+        "UPDATE task SET state = 2, lease = ?1, node = ?2, started_at = ?3, fence = fence + 1, attempt = attempt + 1 \
+         WHERE seq IN (SELECT seq FROM task WHERE queue = 1 AND state = 1 ORDER BY rank LIMIT ?4) \
+         RETURNING seq, fence, id, body",
+    )?;
+    let mut rows = claim.query(params![now + 30_000_000, "a-host-4242-k3f9", now, batch as i64])?;
+    while let Some(row) = rows.next()? {
+        let _: String = row.get(3)?;
+        held.push((row.get(0)?, row.get(1)?, row.get(2)?));
+    }
+    drop(rows);
+    db.execute_batch("COMMIT")
 }
 
 #[cfg(test)]
@@ -149,5 +191,6 @@ mod tests {
             let limit = limit(folder.path(), 25, "{}", 10, 7, ended).unwrap();
             assert!(limit.enqueue > 0.0 && limit.drain > 0.0);
         }
+        assert_eq!(starts(folder.path(), 5, "{}", Duration::from_millis(1)).unwrap().count(), 5);
     }
 }

@@ -1,7 +1,8 @@
 //! `bench soak`: whether a store and a worker stay as fast, and as small, over very many tasks.
 //!
 //! A producer keeps a bounded backlog in front of a worker until all tasks are done; once a second the rate, the memory
-//! and the size of the files are noted. Retention is short, so that tasks are removed while others are added.
+//! and the size of the files are noted. Retention is short, so that tasks are removed while others are added, from the
+//! first tenth on: both ends do the same work.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=SLOTS_MAX as i64))]
     slots: u32,
     /// How long an ended task is kept
-    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = read_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = read_duration)]
     retention: Duration,
     /// Fail when a goal is missed
     #[arg(long)]
