@@ -32,7 +32,7 @@ const BUCKETS: [f64; 20] = [
 ///
 /// ```
 /// let metrics = windlass_core::metrics::Metrics::new();
-/// assert!(metrics.encode().contains("windlass_tasks_finished"));
+/// assert!(metrics.encode().contains("windlass_worker_busy 0"));
 /// ```
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);

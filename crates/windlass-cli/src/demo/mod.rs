@@ -1,7 +1,7 @@
 //! `windlass demo`: the main job at work, checked against the receiver's own ledger.
 //!
 //! 1. start a receiver, two workers and a scheduler
-//! 2. enqueue everything of [`plan`]
+//! 2. enqueue everything of `plan`
 //! 3. half-way, kill a worker and start another
 //! 4. wait until nothing is left
 //! 5. read what the store and the receiver say, and compare

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod limits;
+mod metrics;
 mod orders;
 mod outages;
 mod rig;
