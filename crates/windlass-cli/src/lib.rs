@@ -49,3 +49,8 @@ pub use exit::{Exit, Problem};
 pub fn run<S: Send + Sync + 'static>(app: App<S>) -> ExitCode {
     commands::main(program::Program::of(app))
 }
+
+/// The code in the README compiles; here, because this crate is the only one that has all of it.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -111,6 +111,22 @@ fn every_key_is_documented_and_its_default_is_within_its_limits() {
     assert_eq!(names.len(), names.iter().collect::<BTreeSet<_>>().len());
 }
 
+#[test]
+fn the_documentation_lists_every_key() {
+    let row = |key: &Key<Config>| {
+        let info = key.info();
+        let default = match info.preset {
+            Preset::Unset => "not set".to_owned(),
+            Preset::Text(text) => format!("`{text}`"),
+            Preset::Machine { rule, .. } => rule.to_owned(),
+        };
+        format!("| `{}` | {default} | {} | {} |\n", info.name, key.shape(), info.doc)
+    };
+    let table: String = KEYS.iter().map(row).collect();
+    let documentation = include_str!("../../../../docs/configuration.md");
+    assert!(documentation.contains(&table), "docs/configuration.md should hold these rows:\n{table}");
+}
+
 proptest! {
     #[test]
     fn the_highest_layer_that_sets_a_key_wins(set in proptest::array::uniform5(any::<bool>())) {
