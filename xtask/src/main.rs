@@ -1,6 +1,6 @@
 //! `cargo xtask`: the project's own tooling, typed, without shell scripts.
 //!
-//! Every command is one module: [`test`] runs all checks of the project, [`tidy`] the rules that no compiler knows,
+//! Every command is one module: [`mod@test`] runs all checks of the project, [`tidy`] the rules that no compiler knows,
 //! [`sim`] many seeds of the simulation. A new command is one variant of [`Task`] and one arm in [`run`].
 
 mod finding;
