@@ -99,6 +99,13 @@ fn soak_shows_the_series_and_both_ends() {
 }
 
 #[test]
+fn soak_does_not_touch_a_store_that_somebody_named() {
+    let said = House::new().run(&["bench", "soak", "--store", "windlass.db"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    assert!(said.err.contains("a store of its own"), "{}", said.err);
+}
+
+#[test]
 fn idle_counts_what_a_worker_asks_for() {
     let report = House::empty().json(&["bench", "idle", "--seconds", "2"]);
     let calls = number(&report, "/store_calls_per_s");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -68,8 +69,9 @@ impl Place {
         Ok(tempfile::Builder::new().prefix(".windlass-bench-").tempdir_in(self.folder())?)
     }
 
-    /// Opens it.
+    /// Opens it, with this retention when it is a fresh one: what somebody else keeps in a store is not removed.
     pub(super) async fn open(&self, retention: Retention) -> Result<Open, Problem> {
+        let retention = if matches!(self, Self::Given(_)) { keep_everything() } else { retention };
         let (location, folder) = match self {
             Self::Memory => (Location::Memory, None),
             Self::Temporary => {
@@ -101,6 +103,12 @@ impl Open {
             Location::Memory => None,
         }
     }
+}
+
+/// A retention under which nothing is removed.
+pub(super) fn keep_everything() -> Retention {
+    const YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
+    Retention { finished: YEARS, finished_max: u64::from(u32::MAX), dead: YEARS }
 }
 
 /// A queue that nobody else uses.

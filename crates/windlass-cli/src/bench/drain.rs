@@ -1,6 +1,6 @@
 //! `bench drain`: how fast tasks that do nothing are enqueued and drained.
 //!
-//! For each run: a fresh store, all tasks pushed in batches, then a worker that drains them. SQLite's own limit
+//! Nothing is removed meanwhile: `soak` measures that. For each run: a fresh store, all tasks pushed in batches, then a worker that drains them. SQLite's own limit
 //! ([`raw`]) is measured after each run, in batches of the size that the worker had and with bodies as long, so that
 //! whatever else the machine does hits both.
 
@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use windlass::envelope::PUSH_MAX;
-use windlass::view::Retention;
 use windlass::worker::SLOTS_MAX;
 use windlass::{Client, QueueName};
 
@@ -122,7 +121,7 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
 
 /// One run on a fresh queue.
 async fn one(place: &Place, args: &Args) -> Result<Run, Problem> {
-    let open = place.open(Retention::default()).await?;
+    let open = place.open(bed::keep_everything()).await?;
     let queue = bed::own_queue()?;
     let tasks = u64::from(args.tasks);
     let enqueued = push(&open, &queue, args).await?;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use windlass::view::Retention;
 
 use super::bed::{self, Watch, Working};
 use super::machine;
@@ -38,7 +37,7 @@ pub(crate) struct Args {
 }
 
 pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
-    let open = bench.place.open(Retention::default()).await?;
+    let open = bench.place.open(bed::keep_everything()).await?;
     let watch = Arc::new(Watch::default());
     let queue = bed::own_queue()?;
     let worker = Working::start(&open.backend, bed::noop_registry().await?, &queue, None, &watch);

@@ -16,7 +16,6 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
-use windlass::view::Retention;
 use windlass::{App, Client, Cx, Location, QueueName, Registry, Task, TaskError, Timestamp};
 
 use super::bed::{self, Open, Watch, Working};
@@ -137,7 +136,7 @@ fn gone() -> Problem {
 }
 
 pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
-    let open = bench.place.open(Retention::default()).await?;
+    let open = bench.place.open(bed::keep_everything()).await?;
     let queue = bed::own_queue()?;
     let client = Client::new(Arc::clone(&open.backend));
     let mut side = Side::start(&open, &queue, args.processes).await?;

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use windlass::QueueName;
-use windlass::view::Retention;
 
-use super::bed::{Place, Watch, Working};
+use super::bed::{Place, Watch, Working, keep_everything};
 use super::latency;
 use crate::exit::Problem;
 
@@ -27,7 +26,7 @@ pub(crate) struct Args {
 }
 
 pub(super) async fn run(place: &Place, args: &Args) -> Result<(), Problem> {
-    let open = place.open(Retention::default()).await?;
+    let open = place.open(keep_everything()).await?;
     let (sender, mut starts) = mpsc::unbounded_channel();
     let registry = latency::stamp_registry(sender).await?;
     let worker = Working::start(&open.backend, registry, &args.queue, None, &Arc::new(Watch::default()));

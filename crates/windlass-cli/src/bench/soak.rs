@@ -70,6 +70,12 @@ struct Sample {
 }
 
 pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
+    if matches!(bench.place, bed::Place::Given(_)) {
+        return Err(Problem::usage(
+            "a soak removes ended tasks after a short time, so it needs a store of its own",
+            "leave out `--store`, or write `--store memory`",
+        ));
+    }
     let retention = Retention { finished: args.retention, ..Retention::default() };
     let open = bench.place.open(retention).await?;
     let queue = bed::own_queue()?;
@@ -96,9 +102,6 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     series.push(sample(&open, &watch, began));
     worker.stop().await?;
     watch.check()?;
-    if matches!(bench.place, bed::Place::Given(_)) {
-        bed::forget(&open, &queue).await?;
-    }
     Ok(report(bench, args, &series))
 }
 
