@@ -13,6 +13,7 @@ use windlass::{Clock, SystemClock, Timestamp};
 
 use crate::args::{Color, Format, Global};
 use crate::exit::{Exit, Outcome, Problem};
+use crate::program::as_typed;
 
 pub(crate) use table::{Cell, Column, Listing, Row, Tone};
 pub(crate) use text::{ago, bytes, cut, one_line, plural, roughly};
@@ -185,13 +186,14 @@ impl Out {
     /// Tells people something on standard error; nobody listening is no problem.
     pub(crate) fn say(&self, text: impl std::fmt::Display) {
         if !self.quiet {
-            let _ = writeln!(io::stderr().lock(), "{text}");
+            let _ = writeln!(io::stderr().lock(), "{}", as_typed(&text.to_string()));
         }
     }
 
     /// Warns on standard error.
     pub(crate) fn warn(&self, text: impl std::fmt::Display) {
-        let _ = writeln!(io::stderr().lock(), "{} {text}", self.on_error("warning:", Tone::Warn));
+        let text = text.to_string();
+        let _ = writeln!(io::stderr().lock(), "{} {}", self.on_error("warning:", Tone::Warn), as_typed(&text));
     }
 
     /// Text in a colour, where standard output has colours.

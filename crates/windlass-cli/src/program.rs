@@ -1,12 +1,37 @@
 //! An application without its type: what the commands need of it.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::sync::OnceLock;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use windlass::registry::{BuildError, CheckArgs, Registry};
 use windlass::task::Definition;
 use windlass::{App, TaskName};
+
+/// What this process is called: a process is one program.
+static CALLED: OnceLock<String> = OnceLock::new();
+
+/// Makes [`as_typed`] name this program.
+pub(crate) fn be_called(name: &str) {
+    // A second call can only come from a test.
+    let _ = CALLED.set(name.to_owned());
+}
+
+/// A text that tells people what to type, such as "see `windlass task show ID`", with the name of this program: an
+/// application has the same commands, and its users have no `windlass`.
+pub(crate) fn as_typed(text: &str) -> Cow<'_, str> {
+    typed_in(CALLED.get().map_or("windlass", String::as_str), text)
+}
+
+fn typed_in<'text>(program: &str, text: &'text str) -> Cow<'text, str> {
+    const TYPED: &str = "`windlass ";
+    if program == "windlass" || !text.contains(TYPED) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace(TYPED, &format!("`{program} ")))
+}
 
 /// An application whose state has not been made.
 pub(crate) struct Program {
@@ -58,5 +83,17 @@ impl Program {
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Program({}, {} tasks)", self.name, self.tasks.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_told_to_type_the_name_of_their_program() {
+        let text = "look with `windlass task show 7`, or `windlass doctor`; the windlass stays";
+        assert_eq!(typed_in("shop", text), "look with `shop task show 7`, or `shop doctor`; the windlass stays");
+        assert_eq!(typed_in("windlass", text), text);
     }
 }

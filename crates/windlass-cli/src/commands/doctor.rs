@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::args::Global;
 use crate::exit::{Exit, Outcome};
 use crate::output::{Out, Tone};
-use crate::program::Program;
+use crate::program::{Program, as_typed};
 
 /// Look for what is wrong and say what to do about it
 ///
@@ -67,11 +67,11 @@ impl Finding {
     }
 
     pub(crate) fn warning(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, level: Level::Warning, seen: seen.into(), advice: advice.into() }
+        Self { name, level: Level::Warning, seen: seen.into(), advice: as_typed(&advice.into()).into_owned() }
     }
 
     pub(crate) fn bad(name: &'static str, seen: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, level: Level::Bad, seen: seen.into(), advice: advice.into() }
+        Self { name, level: Level::Bad, seen: seen.into(), advice: as_typed(&advice.into()).into_owned() }
     }
 }
 

@@ -9,6 +9,7 @@ use windlass::view::{Health, NodePhase};
 use crate::context::Context;
 use crate::exit::{Exit, Outcome};
 use crate::output::Tone;
+use crate::program::as_typed;
 
 /// Say whether the store answers and somebody works
 ///
@@ -69,7 +70,7 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Outcome {
         format!("{}\n{}", out.tone(status, tone), lines.collect::<String>())
     })?;
     if !healthy {
-        out.say("  try: windlass doctor");
+        out.say("  try: `windlass doctor`");
     }
     Ok(if healthy { Exit::Ok } else { Exit::Failed })
 }
@@ -101,7 +102,7 @@ async fn look(context: &Context, args: &Args, findings: &mut Vec<Finding>) -> Re
             (0, quiet) => format!("all {quiet} living nodes are quiet: `windlass node resume NODE`"),
             (running, _) => format!("{running} running"),
         };
-        Finding { name: "nodes", good: running > 0, detail }
+        Finding { name: "nodes", good: running > 0, detail: as_typed(&detail).into_owned() }
     };
     findings.push(finding);
     Ok(())

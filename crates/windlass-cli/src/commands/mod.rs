@@ -27,12 +27,13 @@ use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::logs::{self, Labels, Stream};
 use crate::output::{Out, Tone, colors};
-use crate::program::Program;
+use crate::program::{self, Program};
 use crate::{bench, demo};
 
 /// Reads the command line and does what it says.
 pub(crate) fn main(program: Program) -> ExitCode {
     logs::hook_panics();
+    program::be_called(program.name());
     let mut command = command_of(program.name());
     let parsed =
         command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches));
@@ -138,8 +139,8 @@ fn report(problem: &Problem, global: &Global) -> ExitCode {
         let colored = colors(global.color, io::stderr().is_terminal());
         let paint = |text: &str, tone: Tone| if colored { tone.paint(text) } else { text.to_owned() };
         let mut stderr = io::stderr().lock();
-        let _ = writeln!(stderr, "{} {}", paint("error:", Tone::Bad), problem.text());
-        let _ = writeln!(stderr, "{} {}", paint("  try:", Tone::Strong), problem.next_step());
+        let _ = writeln!(stderr, "{} {}", paint("error:", Tone::Bad), program::as_typed(problem.text()));
+        let _ = writeln!(stderr, "{} {}", paint("  try:", Tone::Strong), program::as_typed(problem.next_step()));
         if logs::wants_backtrace() {
             let mut source = std::error::Error::source(problem);
             while let Some(cause) = source {
