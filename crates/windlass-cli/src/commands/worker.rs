@@ -1,5 +1,6 @@
 //! `windlass worker`, `scheduler` and `all`: the roles of a node.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use windlass::config::{Loaded, WorkerConfig};
@@ -227,10 +228,35 @@ async fn say_hello(
         schedules = matches!(settings.schedules, Schedules::Fire),
         "worker starting"
     );
+    for (queue, tasks) in unserved(settings, registry) {
+        tracing::warn!(
+            event = "queue_not_served",
+            queue = %queue,
+            tasks = %tasks.join(","),
+            "this worker has handlers of tasks whose queue it does not work on: name it with `--queues`"
+        );
+    }
     if tasks.is_empty() && settings.slots > 0 {
         tracing::warn!(event = "no_tasks", "this program declares no task: everything it claims will be parked");
     }
     Ok(())
+}
+
+/// Queues that tasks of this program wait in by their definition, and that this worker takes nothing from; with the tasks.
+/// That may be meant, when other workers do; to a newcomer it is a task that never starts.
+fn unserved(settings: &Settings, registry: &Registry) -> BTreeMap<QueueName, Vec<String>> {
+    let mut unserved: BTreeMap<QueueName, Vec<String>> = BTreeMap::new();
+    if settings.slots == 0 {
+        return unserved;
+    }
+    for entry in registry.names().iter().filter_map(|name| registry.entry(name)) {
+        let definition = entry.definition();
+        let queue = &definition.options.queue;
+        if settings.queues.iter().all(|(served, _)| served != queue) {
+            unserved.entry(queue.clone()).or_default().push(definition.name.to_string());
+        }
+    }
+    unserved
 }
 
 /// The engine's settings for a role.
@@ -306,6 +332,27 @@ mod tests {
         let settings = settings_of(&config, NodeId::known("s"), Role::Scheduler);
         assert_eq!((settings.slots, settings.schedules), (0, Schedules::Fire));
         assert_eq!(settings_of(&config, NodeId::known("w"), Role::Worker).schedules, Schedules::Leave);
+    }
+
+    #[tokio::test]
+    async fn queues_of_the_programs_own_tasks_that_nobody_asked_for_are_found() {
+        use windlass::prelude::*;
+
+        #[derive(Task, Serialize, Deserialize)]
+        #[task(name = "mail", queue = "email")]
+        struct Mail {}
+        let handler = async |_: Mail, _: Cx| Ok::<(), TaskError>(());
+        let registry = App::new("shop").task(handler).build().await.unwrap();
+
+        let mut settings = Settings::new(NodeId::known("w"));
+        assert_eq!(
+            unserved(&settings, &registry),
+            BTreeMap::from([("email".parse().unwrap(), vec!["mail".to_owned()])])
+        );
+        settings.queues.push(("email".parse().unwrap(), 1));
+        assert!(unserved(&settings, &registry).is_empty());
+        let scheduler = Settings { slots: 0, ..Settings::new(NodeId::known("s")) };
+        assert!(unserved(&scheduler, &registry).is_empty(), "a scheduler runs nothing");
     }
 
     #[test]

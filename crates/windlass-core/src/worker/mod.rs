@@ -41,7 +41,8 @@ pub const WEIGHT_MAX: u32 = 1_000;
 pub struct Settings {
     /// Its name in the fleet; unique.
     pub node: NodeId,
-    /// The queues that it takes tasks from, each with its weight: how often it comes first.
+    /// The queues that it takes tasks from, each with its weight: how often it comes first. Only these: a task that waits in
+    /// another queue is left to others, whether or not its handler is registered here.
     pub queues: Vec<(QueueName, u32)>,
     /// How many handlers run at once; up to [`SLOTS_MAX`]. With none it only keeps house and fires schedules.
     pub slots: usize,
