@@ -1,6 +1,6 @@
 //! A worker: claims tasks, runs them, settles them, until it is told to stop.
 //!
-//! [`Worker::run`] is the one event loop: it waits for a closed set of events, asks the [`dispatcher`] what follows, and
+//! [`Worker::run`] is the one event loop: it waits for a closed set of events, asks the `dispatcher` what follows, and
 //! performs the effects. Whatever has an effect at the store is spawned and answers by an event; it is never dropped
 //! half-way.
 //!
