@@ -19,6 +19,7 @@ use crate::push::{NewTask, PreparedGroup};
 use crate::rows::to_json;
 use crate::schedules::PreparedChange;
 use crate::settle::PreparedSettle;
+use crate::writer::OnDisk;
 use crate::{SqliteStore, claim, command, fleet, info, listing, push, read, schedules, settle, tick};
 
 /// A tick moves up to some thousand rows.
@@ -66,7 +67,9 @@ impl Backend for SqliteStore {
         let renewals: Vec<_> = renewals.iter().map(PreparedRenewal::of).collect();
         let rows = renewals.len();
         self.writer
-            .write(rows, move |tx| renewals.iter().map(|renewal| claim::renew(tx, renewal, lease)).collect())
+            .write_as(OnDisk::Later, rows, move |tx| {
+                renewals.iter().map(|renewal| claim::renew(tx, renewal, lease)).collect()
+            })
             .await
     }
 
@@ -121,7 +124,7 @@ impl Backend for SqliteStore {
 
     async fn beat(&self, info: &NodeInfo, ttl: Duration) -> Result<(), StoreError> {
         let (node, text) = (info.clone(), to_json(info));
-        self.writer.write(1, move |tx| fleet::beat(tx, &node, &text, ttl)).await
+        self.writer.write_as(OnDisk::Later, 1, move |tx| fleet::beat(tx, &node, &text, ttl)).await
     }
 
     async fn nodes(&self) -> Result<Vec<Node>, StoreError> {
@@ -132,7 +135,7 @@ impl Backend for SqliteStore {
     async fn tick(&self, node: &NodeId) -> Result<Ticked, StoreError> {
         let node = node.clone();
         let leases = self.shared.leases.look(&*self.shared.clock);
-        self.writer.write(TICK_ROWS, move |tx| tick::tick(tx, &node, leases)).await
+        self.writer.write_as(OnDisk::Later, TICK_ROWS, move |tx| tick::tick(tx, &node, leases)).await
     }
 
     async fn schedules(&self) -> Result<Vec<ScheduleRecord>, StoreError> {
@@ -175,7 +178,7 @@ impl SqliteStore {
     async fn claim_now(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
         loop {
             let wanted = demand.clone();
-            let claimed = self.writer.write(demand.max, move |tx| claim::claim(tx, &wanted)).await?;
+            let claimed = self.writer.write_as(OnDisk::Later, demand.max, move |tx| claim::claim(tx, &wanted)).await?;
             let found = claimed.len();
             let mut claims = Vec::with_capacity(found);
             for task in claimed {
