@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use windlass::QueueName;
 use windlass::config::LogFormat;
 use windlass::worker::{Shutdown, ShutdownStep};
 
@@ -57,12 +58,22 @@ pub(crate) async fn run(global: &Global, args: Args, program: Program) -> Outcom
         watched.extend(settings::file(global).map(PathBuf::from));
         tokio::spawn(stop_on_change(watched, shutdown.clone()))
     });
-    let settings = settings_of(&context.loaded.config.worker, node, Role::All);
+    let mut settings = settings_of(&context.loaded.config.worker, node, Role::All);
+    add_own_queues(&mut settings.queues, context.program.definitions().map(|definition| &definition.options.queue));
     run_node(context, backend, settings, shutdown).await?;
     match reload {
         // It has ended by itself only when it saw a change.
         Some(watching) if watching.is_finished() => start_again(&program_file),
         Some(_) | None => Ok(stops.exit()),
+    }
+}
+
+/// A developer has one worker: it serves every queue that a task of the program waits in.
+fn add_own_queues<'q>(queues: &mut Vec<(QueueName, u32)>, own: impl Iterator<Item = &'q QueueName>) {
+    for queue in own {
+        if queues.iter().all(|(served, _)| served != queue) {
+            queues.push((queue.clone(), 1));
+        }
     }
 }
 
@@ -101,5 +112,18 @@ fn start_again(program: &Path) -> Outcome {
     {
         let ended = command.status()?;
         Ok(if ended.success() { crate::exit::Exit::Ok } else { crate::exit::Exit::Failed })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_developers_worker_serves_every_queue_of_its_program_once() {
+        let mut queues = vec![(QueueName::default(), 1)];
+        let own = [QueueName::known("email"), QueueName::default(), QueueName::known("email")];
+        add_own_queues(&mut queues, own.iter());
+        assert_eq!(queues, [(QueueName::default(), 1), (QueueName::known("email"), 1)]);
     }
 }
