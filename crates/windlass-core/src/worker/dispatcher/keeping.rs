@@ -76,9 +76,13 @@ impl Dispatcher {
         let (mut renewals, mut slots) = (Vec::new(), Vec::new());
         for (slot, held) in self.held.iter().enumerate() {
             let Some(held) = held else { continue };
+            // A report is taken only when it is sent: what does not fit into this batch goes with the next.
+            if matches!(held.ending, Ending::Over) || renewals.len() == BATCH_MAX {
+                continue;
+            }
             let due = now.saturating_duration_since(held.renewed_at) >= self.settings.lease / 3;
             let progress = held.call.take_progress();
-            if (due || progress.is_some()) && !matches!(held.ending, Ending::Over) && renewals.len() < BATCH_MAX {
+            if due || progress.is_some() {
                 renewals.push(Renewal { receipt: held.call.receipt.clone(), progress });
                 slots.push(slot);
             }
