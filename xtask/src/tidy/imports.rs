@@ -28,6 +28,8 @@ enum Role {
     Kit,
     /// Fakes of outside services: for tests and demos.
     Fakes,
+    /// Real servers on free ports: for tests.
+    Servers,
     /// An application.
     App,
     /// Tests of the whole: interop, chaos, browser.
@@ -36,10 +38,10 @@ enum Role {
     Tooling,
 }
 
-use Role::{App, Cli, Core, Driver, Facade, Fakes, Kit, Macros, Proof, Testkit, Tooling, Web, Wire};
+use Role::{App, Cli, Core, Driver, Facade, Fakes, Kit, Macros, Proof, Servers, Testkit, Tooling, Web, Wire};
 
 /// Every crate of the house by name. Applications and proofs are known by their folder instead.
-const HOUSE: [(&str, Role); 15] = [
+const HOUSE: [(&str, Role); 17] = [
     ("windlass", Facade),
     ("windlass-core", Core),
     ("windlass-macros", Macros),
@@ -47,6 +49,7 @@ const HOUSE: [(&str, Role); 15] = [
     ("windlass-sqlite", Driver),
     ("windlass-postgres", Driver),
     ("windlass-redis", Driver),
+    ("windlass-sqlx", Driver),
     ("windlass-amqp", Driver),
     ("windlass-wire", Wire),
     ("windlass-web", Web),
@@ -54,6 +57,7 @@ const HOUSE: [(&str, Role); 15] = [
     ("windlass-testkit", Testkit),
     ("windlass-kit", Kit),
     ("windlass-fakes", Fakes),
+    ("windlass-servers", Servers),
     ("xtask", Tooling),
 ];
 
@@ -61,14 +65,16 @@ impl Role {
     /// What a crate of this role may link into production.
     fn may_link(self) -> &'static [Role] {
         match self {
-            Macros | Fakes | Tooling => &[],
+            Macros | Fakes | Servers => &[],
+            // It starts the servers that the tests of all others need.
+            Tooling => &[Servers],
             Core => &[Macros],
             Driver | Wire | Web | Testkit => &[Core],
             Facade => &[Core, Macros, Driver, Wire],
             Cli => &[Facade, Core, Web],
             Kit => &[Facade],
             App => &[Facade, Cli, Kit],
-            Proof => &[Facade, Core, Driver, Wire, Web, Cli, Testkit, Kit, Fakes, App],
+            Proof => &[Facade, Core, Driver, Wire, Web, Cli, Testkit, Kit, Fakes, Servers, App],
         }
     }
 
@@ -77,7 +83,7 @@ impl Role {
         match self {
             // The derive is tested through the crate that its output names.
             Macros => &[Core, Facade],
-            _ => &[Testkit, Fakes],
+            _ => &[Testkit, Fakes, Servers],
         }
     }
 }
@@ -101,11 +107,11 @@ const STORE_FOR_TESTS: &str = "windlass-memory";
 
 /// Heavy foreign crates and the only crates of the house that may link them: one crate, one heavy dependency.
 const OWNED: [(&str, &[&str]); 9] = [
-    // The command line measures the raw commit rate of the same disk beside its own benchmark.
+    // The command line measures what the stores themselves allow beside its own benchmark.
     ("rusqlite", &["windlass-sqlite", "windlass-cli"]),
-    ("tokio-postgres", &["windlass-postgres"]),
+    ("tokio-postgres", &["windlass-postgres", "windlass-cli"]),
     ("deadpool-postgres", &["windlass-postgres"]),
-    ("redis", &["windlass-redis"]),
+    ("redis", &["windlass-redis", "windlass-cli"]),
     ("lapin", &["windlass-amqp"]),
     ("axum", &["windlass-web", "windlass-kit", "windlass-fakes"]),
     ("askama", &["windlass-web"]),

@@ -1,0 +1,1 @@
+//! Private servers and a faulty network for the tests of Windlass.

@@ -1,0 +1,1 @@
+//! Enqueues Windlass tasks inside of an sqlx transaction.
