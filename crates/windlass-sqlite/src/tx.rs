@@ -249,14 +249,19 @@ impl<'a> Tx<'a> {
     ///
     /// Of the states that end a task, only the dead letters are counted down; the others count what ever ended so.
     pub(crate) fn count(&mut self, queue: i64, from: Option<State>, to: Option<State>) {
+        self.count_many(queue, from, to, 1);
+    }
+
+    /// The same for several tasks of one queue.
+    pub(crate) fn count_many(&mut self, queue: i64, from: Option<State>, to: Option<State>, tasks: i64) {
         let counts = self.memory.transaction.counts.entry(queue).or_default();
         if let Some(from) = from
             && (!from.is_final() || from == State::Dead)
         {
-            counts[rows::state_code(from) as usize] -= 1;
+            counts[rows::state_code(from) as usize] -= tasks;
         }
         if let Some(to) = to {
-            counts[rows::state_code(to) as usize] += 1;
+            counts[rows::state_code(to) as usize] += tasks;
         }
     }
 
