@@ -2,8 +2,9 @@
 //!
 //! Nobody waits inside the writer. Who waits leaves a bell here and is rung
 //! - by the writer thread of this process, right after the commit that made a task ready or ended it,
-//! - by the lookout, a thread that reads `PRAGMA data_version` every 10 to 15 ms while somebody waits: it sees what other
-//!   processes commit, and it knows when the next scheduled task falls due.
+//! - by the lookout, a thread that reads `PRAGMA data_version` whenever somebody has written into the log
+//!   ([`crate::log_watch`]), or every 10 to 15 ms where nobody tells it: it sees what other processes commit, and it
+//!   knows when the next scheduled task falls due.
 //!
 //! A bell that rings means "ask again", nothing more.
 
@@ -19,11 +20,19 @@ use tracing::warn;
 use windlass_core::{QueueName, StoreError, TaskId, TaskName};
 
 use crate::errors::Fault;
+use crate::log_watch::{Heard, LogWatch, Waker};
 use crate::rows::Id;
 use crate::{Alive, Shared};
-use crate::{claim, tx};
+use crate::{claim, file, tx};
 
-/// How often the lookout looks; the most that a task of another process waits longer than one of this process.
+/// How long after a write the lookout looks, and how long after the last look at least: whoever writes into the log has not
+/// committed yet, and several writes are one commit.
+const LOOK_AFTER_WRITE: Duration = Duration::from_millis(1);
+/// The pauses between looks double until somebody writes again: a commit may be seen long after its write, when the disk
+/// takes its time. The longest is for what no write has told.
+const LOOK_IN_SILENCE: Duration = Duration::from_millis(500);
+/// How often the lookout looks where nobody tells it of writes; the most that a task of another process waits longer than
+/// one of this process.
 const LOOK: Duration = Duration::from_millis(10);
 /// The same when nothing has happened for a while. A look is three system calls, and nearly all of its cost is waking up:
 /// 0.15 % of a core every 10 ms, a third less so.
@@ -40,6 +49,8 @@ pub(crate) struct Bell {
     waiting: Mutex<Waiting>,
     /// Tells the lookout that somebody waits, or that it should end.
     somebody: Condvar,
+    /// Ends the sleep of the lookout when the store is closed.
+    waker: Waker,
     ends_awaited: AtomicUsize,
 }
 
@@ -161,6 +172,7 @@ impl Bell {
     pub(crate) fn close(&self) {
         self.waiting.lock().closed = true;
         self.somebody.notify_one();
+        self.waker.wake();
     }
 
     /// Sleeps while nobody waits; `false` when the store was closed.
@@ -176,7 +188,17 @@ impl Bell {
 /// Starts the lookout; it ends when the bell is closed.
 pub(crate) fn start_lookout(db: Connection, shared: Arc<Shared>, alive: Alive) -> Result<(), StoreError> {
     let now = Instant::now();
-    let lookout = Lookout { db, shared, data_version: None, next_due: None, file_checked: now, changed: now };
+    let log = LogWatch::of(&file::wal_of(&shared.path));
+    let lookout = Lookout {
+        db,
+        shared,
+        log,
+        step: LOOK_AFTER_WRITE,
+        data_version: None,
+        next_due: None,
+        file_checked: now,
+        changed: now,
+    };
     std::thread::Builder::new()
         .name("windlass-sqlite-lookout".to_owned())
         .spawn(move || {
@@ -190,6 +212,9 @@ pub(crate) fn start_lookout(db: Connection, shared: Arc<Shared>, alive: Alive) -
 struct Lookout {
     db: Connection,
     shared: Arc<Shared>,
+    log: LogWatch,
+    /// The pause after the next look, unless somebody writes.
+    step: Duration,
     data_version: Option<i64>,
     next_due: Option<i64>,
     file_checked: Instant,
@@ -207,22 +232,31 @@ impl Lookout {
                 self.shared.bell.ring_for_everybody();
                 std::thread::sleep(FILE_CHECK);
             }
-            std::thread::sleep(self.pause(began.elapsed()));
+            self.pause(began.elapsed());
         }
     }
 
-    /// Until the next look: shorter when a task falls due before.
-    fn pause(&self, look_took: Duration) -> Duration {
-        let look = if self.changed.elapsed() < QUIET { LOOK } else { LOOK_QUIETLY };
-        let pause = look.max(look_took * SHARE);
-        match self.next_due {
-            Some(due) => {
-                let until_due =
-                    Duration::from_micros(u64::try_from(due - self.shared.clock.now().as_micros()).unwrap_or(0));
-                pause.min(until_due.max(Duration::from_millis(1)))
+    /// Sleeps until it is time to look again.
+    fn pause(&mut self, look_took: Duration) {
+        let rest = look_took * SHARE;
+        let pause = self.step.min(self.until_due());
+        // What is written while it rests is heard afterwards.
+        std::thread::sleep(rest.max(LOOK_AFTER_WRITE).min(self.until_due()));
+        match self.log.sleep(pause, &self.shared.bell.waker) {
+            Heard::Something => self.step = LOOK_AFTER_WRITE,
+            Heard::Nothing => self.step = (self.step * 2).min(LOOK_IN_SILENCE),
+            Heard::Deaf => {
+                let look = if self.changed.elapsed() < QUIET { LOOK } else { LOOK_QUIETLY };
+                std::thread::sleep(look.max(rest).min(self.until_due()));
             }
-            None => pause,
         }
+    }
+
+    /// Until the next scheduled task falls due, at least a millisecond.
+    fn until_due(&self) -> Duration {
+        let Some(due) = self.next_due else { return Duration::MAX };
+        let until = Duration::from_micros(u64::try_from(due - self.shared.clock.now().as_micros()).unwrap_or(0));
+        until.max(Duration::from_millis(1))
     }
 
     fn look(&mut self) -> Result<(), Fault> {
@@ -234,6 +268,7 @@ impl Lookout {
         if self.data_version != Some(version) {
             self.data_version = Some(version);
             self.changed = Instant::now();
+            self.step = LOOK_AFTER_WRITE;
             self.next_due = self.read_next_due()?;
             self.ring_for_what_is_there()?;
         }
