@@ -14,6 +14,8 @@ use crate::{Error, port};
 
 /// The oldest version that the store supports.
 const VERSION_MIN: u32 = 13;
+/// The first version that can sync a cluster by one call.
+const SYNC_AT_ONCE: u32 = 14;
 /// Where Debian keeps each version: `/usr/lib/postgresql/15/bin`.
 const VERSIONS: &str = "/usr/lib/postgresql";
 /// Making a cluster takes a second or two of a whole processor.
@@ -50,11 +52,19 @@ impl Stop {
 pub struct Postgres {
     // Before the folder: fields are dropped in this order, and a server that runs must not lose its files.
     running: Option<Running>,
-    programs: PathBuf,
+    programs: Programs,
     options: Vec<String>,
     rights: Rights,
     address: SocketAddr,
     folder: Folder,
+}
+
+/// The programs of one installed version.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Programs {
+    /// The major version. First, because the newest is the greatest.
+    version: u32,
+    folder: PathBuf,
 }
 
 impl Postgres {
@@ -141,7 +151,7 @@ impl Postgres {
     /// # Errors
     /// [`Error::Refused`] with what `psql` says.
     pub fn psql(&self, database: &str, sql: &str) -> Result<String, Error> {
-        let mut command = Command::new(self.programs.join("psql"));
+        let mut command = Command::new(self.programs.folder.join("psql"));
         child::without_settings_of_others(&mut command);
         command.env("PGCONNECT_TIMEOUT", "30").args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only"]);
         command.args(["--set", "ON_ERROR_STOP=1", "--no-password"]);
@@ -169,11 +179,15 @@ impl Postgres {
         let port = self.address.port().to_string();
         let (data, folder) = (self.data(), self.folder.path());
         let own = ["-D", &data.to_string_lossy(), "-p", &port, "-k", &folder.to_string_lossy(), "-h", "127.0.0.1"];
-        own.iter().map(|&word| word.to_owned()).chain(self.options.iter().cloned()).collect()
+        // Recovery syncs the whole cluster first. By one call instead of one for each of a thousand files, a server is back
+        // in 150 ms after a crash and not in three seconds.
+        let at_once = ["-c", "recovery_init_sync_method=syncfs"];
+        let quick = if cfg!(target_os = "linux") && self.programs.version >= SYNC_AT_ONCE { &at_once[..] } else { &[] };
+        own.iter().chain(quick).map(|&word| word.to_owned()).chain(self.options.iter().cloned()).collect()
     }
 
     fn run(&self, program: &str, arguments: &[String]) -> Result<Running, Error> {
-        Running::start(&self.programs.join(program), arguments, self.folder.path(), self.rights)
+        Running::start(&self.programs.folder.join(program), arguments, self.folder.path(), self.rights)
     }
 
     fn data(&self) -> PathBuf {
@@ -188,13 +202,14 @@ impl Drop for Postgres {
     }
 }
 
-/// The folder with the programs of the newest version that is new enough.
-fn find() -> Option<PathBuf> {
+/// The newest version that is complete and new enough.
+fn find() -> Option<Programs> {
     let versions = fs::read_dir(VERSIONS).into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
     let on_path = child::find("initdb").and_then(|program| program.parent().map(Path::to_path_buf));
     let complete = |folder: &PathBuf| ["initdb", "postgres", "psql"].iter().all(|name| folder.join(name).is_file());
-    let known = versions.chain(on_path).filter(complete).filter_map(|folder| Some((version(&folder)?, folder)));
-    known.filter(|(version, _)| *version >= VERSION_MIN).max().map(|(_, folder)| folder)
+    let folders = versions.chain(on_path).filter(complete);
+    let known = folders.filter_map(|folder| Some(Programs { version: version(&folder)?, folder }));
+    known.filter(|programs| programs.version >= VERSION_MIN).max()
 }
 
 /// The major version of the programs in a folder.
