@@ -1,6 +1,6 @@
 //! One server as a process: found, started, told to end, and never left behind.
 //!
-//! 1. `setpriv` of util-linux asks the kernel to kill the server when the thread that started it ends, and gives up root's
+//! 1. `setpriv` of util-linux asks the kernel to end the server when the thread that started it ends, and gives up root's
 //!    rights where a server refuses to have them. Then it becomes the server, so there is no process in between.
 //! 2. That thread must therefore live as long as the program: all servers are started by one thread of their own.
 //! 3. What the server says goes into a file; its end is part of every error.
@@ -34,6 +34,15 @@ pub(crate) enum Rights {
     Of(User),
 }
 
+/// The signal that the kernel sends to a server whose program is gone, as `setpriv` spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LastSignal {
+    /// For a server of one process.
+    Kill,
+    /// For PostgreSQL: it ends its processes at once and gives back its shared memory, which a kill would leave behind.
+    Quit,
+}
+
 /// A user of the machine by numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct User {
@@ -51,12 +60,18 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts a program in `folder`, where it also writes its log, freshly, as `NAME.log`.
-    pub(crate) fn start(program: &Path, arguments: &[String], folder: &Path, rights: Rights) -> Result<Self, Error> {
+    pub(crate) fn start(
+        program: &Path,
+        arguments: &[String],
+        folder: &Path,
+        rights: Rights,
+        last: LastSignal,
+    ) -> Result<Self, Error> {
         let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
         let log = folder.join(format!("{name}.log"));
         let cannot_start = || Error::cannot(format!("start `{}`", program.display()));
         let output = File::create(&log).map_err(Error::cannot(format!("write {}", log.display())))?;
-        let mut command = wrapped(program, rights)?;
+        let mut command = wrapped(program, rights, last)?;
         command.args(arguments).current_dir(folder).stdin(Stdio::null());
         command.stdout(output.try_clone().map_err(cannot_start())?).stderr(output);
         without_settings_of_others(&mut command);
@@ -156,7 +171,7 @@ pub(crate) fn without_settings_of_others(command: &mut Command) {
 }
 
 /// The command that becomes `program`, bound to our life and with these rights.
-fn wrapped(program: &Path, rights: Rights) -> Result<Command, Error> {
+fn wrapped(program: &Path, rights: Rights, last: LastSignal) -> Result<Command, Error> {
     let Some(setpriv) = find("setpriv") else {
         return match rights {
             // Without util-linux (macOS) a server still ends with its value; only a killed program leaves it behind.
@@ -168,7 +183,11 @@ fn wrapped(program: &Path, rights: Rights) -> Result<Command, Error> {
     if let Rights::Of(User { user, group }) = rights {
         command.args([format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".to_owned()]);
     }
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    let last = match last {
+        LastSignal::Kill => "KILL",
+        LastSignal::Quit => "QUIT",
+    };
+    command.args(["--pdeathsig", last, "--"]).arg(program);
     Ok(command)
 }
 
@@ -206,7 +225,8 @@ mod tests {
 
     fn shell(script: &str, folder: &Path) -> Running {
         let arguments = ["-c".to_owned(), script.to_owned()];
-        Running::start(&find("sh").expect("a shell"), &arguments, folder, Rights::Same).expect("starts")
+        Running::start(&find("sh").expect("a shell"), &arguments, folder, Rights::Same, LastSignal::Kill)
+            .expect("starts")
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! needs a broken network puts a [`Proxy`] in between.
 //!
 //! Every server listens on 127.0.0.1 only, keeps its data in a temporary folder of its own, and ends with the value that
-//! started it. When the test program itself is killed, the servers are killed with it (where `setpriv` of util-linux is
+//! started it. When the test program itself is killed, the servers end with it (where `setpriv` of util-linux is
 //! installed: on any Linux); its folders are removed by the next program that starts a server.
 //!
 //! ```no_run

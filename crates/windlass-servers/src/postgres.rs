@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::child::{self, Rights, Running, User};
+use crate::child::{self, LastSignal, Rights, Running, User};
 use crate::folder::Folder;
 use crate::{Error, port};
 
@@ -187,7 +187,8 @@ impl Postgres {
     }
 
     fn run(&self, program: &str, arguments: &[String]) -> Result<Running, Error> {
-        Running::start(&self.programs.folder.join(program), arguments, self.folder.path(), self.rights)
+        let program = self.programs.folder.join(program);
+        Running::start(&program, arguments, self.folder.path(), self.rights, LastSignal::Quit)
     }
 
     fn data(&self) -> PathBuf {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::child::{self, Rights, Running};
+use crate::child::{self, LastSignal, Rights, Running};
 use crate::folder::Folder;
 use crate::{Error, port};
 
@@ -116,7 +116,8 @@ impl Redis {
     /// When it does not start: with the end of its log.
     pub fn start_again(&mut self) -> Result<(), Error> {
         self.kill();
-        let mut running = Running::start(&self.program, &self.arguments(), self.folder.path(), Rights::Same)?;
+        let (arguments, folder) = (self.arguments(), self.folder.path());
+        let mut running = Running::start(&self.program, &arguments, folder, Rights::Same, LastSignal::Kill)?;
         let address = self.address;
         running.wait_until_ready(READY_LIMIT, |process| is_ready(address, process))?;
         self.running = Some(running);
