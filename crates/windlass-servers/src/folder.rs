@@ -14,7 +14,7 @@ use crate::Error;
 const PREFIX: &str = "windlass-servers-";
 const LOCK: &str = "in-use";
 /// A folder is there a moment before its lock is; a young one is left alone.
-const YOUNG: Duration = Duration::from_secs(60);
+const YOUNG: Duration = Duration::from_secs(10);
 
 /// A folder of one server.
 #[derive(Debug)]

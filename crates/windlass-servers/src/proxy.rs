@@ -52,7 +52,7 @@ pub struct Counts {
 impl Proxy {
     /// Listens on a free port of 127.0.0.1 and passes every connection on to `target`.
     ///
-    /// The target need not listen yet: a client that comes too early is reset.
+    /// The target need not listen yet: a client that comes too early is reset, some while they still connect.
     /// # Errors
     /// When no port is free.
     pub fn to(target: SocketAddr) -> Result<Self, Error> {
