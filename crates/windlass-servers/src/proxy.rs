@@ -78,17 +78,17 @@ impl Proxy {
     ///
     /// What was sent before the call may still arrive.
     pub fn stall(&self) {
-        self.shared.lock().flow = Flow::Stalled;
-        self.listen();
+        self.listen(Flow::Stalled);
     }
 
     /// Resets every open connection and refuses new ones, until [`Self::resume`] or [`Self::stall`].
     pub fn refuse(&self) {
+        // Held to the end: a flow that is opened again meanwhile would keep the acceptor, and this call, for ever.
+        let mut acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.shared.lock();
         state.flow = Flow::Refused;
         self.shared.cut(state);
-        let acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(acceptor) = acceptor {
+        if let Some(acceptor) = acceptor.take() {
             // It waits for a connection: this one wakes it. If another came first it has ended, and this one fails.
             drop(TcpStream::connect_timeout(&self.address, CONNECT_LIMIT));
             drop(acceptor.join());
@@ -100,9 +100,7 @@ impl Proxy {
     /// # Panics
     /// When it refused connections before and another program has taken its port since.
     pub fn resume(&self) {
-        self.shared.lock().flow = Flow::Open;
-        self.shared.changed.notify_all();
-        self.listen();
+        self.listen(Flow::Open);
     }
 
     /// Passes the next bytes that any client sends on to the server, and resets that connection when the server begins to
@@ -130,9 +128,11 @@ impl Proxy {
         if wanted(&counts) { Ok(counts) } else { Err(Error::NotSeen { limit, seen: format!("{counts:?}") }) }
     }
 
-    /// Accepts connections, if it does not yet.
-    fn listen(&self) {
+    /// Lets bytes flow or not, and accepts connections, if it does not yet.
+    fn listen(&self, flow: Flow) {
         let mut acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.lock().flow = flow;
+        self.shared.changed.notify_all();
         if acceptor.is_none() {
             let listener = TcpListener::bind(self.address)
                 .unwrap_or_else(|error| panic!("the proxy cannot listen on {} again: {error}", self.address));
