@@ -1,18 +1,22 @@
 //! `cargo xtask`: the project's own tooling, typed, without shell scripts.
 //!
 //! Every command is one module: [`mod@test`] runs all checks of the project, [`tidy`] the rules that no compiler knows,
-//! [`sim`] many seeds of the simulation. A new command is one variant of [`Task`] and one arm in [`run`].
+//! [`sim`] many seeds of the simulation, [`servers`] the servers that tests of the stores need. A new command is one
+//! variant of [`Task`] and one arm in [`run`].
 
 mod finding;
+mod machine;
 mod markdown;
 mod metadata;
 mod process;
 mod rust_source;
+mod servers;
 mod sim;
 mod test;
 mod tidy;
 mod tree;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -52,6 +56,18 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
+    /// Start the servers that the tests of the stores need, run a command with them and stop them.
+    ///
+    /// Starts a Redis that syncs its log every second, one that syncs it with every write, and a PostgreSQL: on free ports
+    /// of 127.0.0.1, with data of their own. The command finds them by the variables WINDLASS_TEST_REDIS_URL,
+    /// WINDLASS_TEST_REDIS_ALWAYS_URL and WINDLASS_TEST_POSTGRES_URL; its exit code is passed on. A variable that is set
+    /// already is used as it is, and nothing is started for it. Programs that are missing are installed with apt-get.
+    #[command(after_help = servers::EXAMPLES)]
+    Servers {
+        /// What to run. Without it the variables are printed, and the servers stay until Ctrl-C or SIGTERM.
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -70,6 +86,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => test::run(&root, &arguments),
         Task::Tidy { only } => tidy::run(&root, &only).map(|()| ExitCode::SUCCESS),
         Task::Sim { seeds, from } => sim::run(&root, seeds, from).map(|()| ExitCode::SUCCESS),
+        Task::Servers { command } => servers::run(&command),
     }
 }
 

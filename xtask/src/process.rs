@@ -55,20 +55,25 @@ impl Finished {
     }
 }
 
-/// The cargo that runs us, without what it told us about our own package: build scripts that watch those variables
-/// (ring's does) would be built again and again.
+/// The cargo that runs us.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_our_package(&mut command);
+    if std::io::stdout().is_terminal() {
+        command.env("CARGO_TERM_COLOR", "always");
+    }
+    command
+}
+
+/// Takes away what cargo told us about our own package: build scripts that watch those variables (ring's does) would be
+/// built again and again.
+pub(crate) fn forget_our_package(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let known = name.to_string_lossy();
         if known.starts_with("CARGO_PKG_") || known.starts_with("CARGO_MANIFEST_") || known == "CARGO_PRIMARY_PACKAGE" {
             command.env_remove(&name);
         }
     }
-    if std::io::stdout().is_terminal() {
-        command.env("CARGO_TERM_COLOR", "always");
-    }
-    command
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -165,7 +170,8 @@ fn end_with_children(root: u32) {
     }
 }
 
-fn send_signal(signal: &str, processes: &[u32]) {
+/// Sends a signal, written as for `kill`: `-TERM`.
+pub(crate) fn send_signal(signal: &str, processes: &[u32]) {
     let numbers = processes.iter().map(u32::to_string);
     // The processes may be gone already; then `kill` complains and there is nothing to do.
     drop(Command::new("kill").arg(signal).args(numbers).stderr(Stdio::null()).status());

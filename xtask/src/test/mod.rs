@@ -1,11 +1,13 @@
 //! `cargo xtask test`: everything the project proves about itself, one step after the other.
 //!
-//! The steps are a table in [`steps`]; a new layer (servers, interop, browser) is one more row there. This file chooses
-//! which rows run, times them and prints what became of each. It changes nothing outside the target folder, but for
-//! Debian packages that are missing and can be installed.
+//! The steps are a table in [`steps`]; a new layer (interop, browser) is one more row there. This file chooses which rows
+//! run, times them and prints what became of each. It changes nothing outside the target folder, but for Debian packages
+//! that are missing and can be installed.
+//!
+//! The tests get servers of their own ([`crate::servers`]). Servers that run on the machine already are not touched, unless
+//! the environment names them.
 
 mod examples;
-mod machine;
 mod steps;
 mod summary;
 mod totals;

@@ -14,10 +14,11 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::totals::Totals;
-use super::{Outcome, TestsFailed, examples, machine, must_succeed};
+use super::{Outcome, TestsFailed, examples, must_succeed};
 use crate::metadata::Metadata;
 use crate::process::{self, Echo, Finished};
-use crate::{sim, tidy};
+use crate::servers::Servers;
+use crate::{machine, sim, tidy};
 
 /// How many seeds of the simulation run with the tests when the environment does not say.
 const SIM_SEEDS_DEFAULT: &str = "200";
@@ -48,7 +49,11 @@ pub(super) const STEPS: [Step; 10] = [
     },
     Step { name: "clippy", about: "no warning in any target", run: check_lints },
     Step { name: "build", about: "every program, test and example", run: build },
-    Step { name: "test", about: "every test, 200 seeds of the simulation among them", run: run_tests },
+    Step {
+        name: "test",
+        about: "every test, 200 seeds of the simulation and those that need a server among them",
+        run: run_tests,
+    },
     Step { name: "doctest", about: "the examples in the documentation of the code", run: run_doc_tests },
     Step { name: "doc", about: "the documentation builds without a warning", run: build_docs },
     Step { name: "examples", about: "every example prints what its expected output says", run: run_examples },
@@ -182,6 +187,9 @@ fn run_tests(context: &Context<'_>) -> Result<Outcome> {
     command.arg("--locked");
     let seeds = std::env::var(sim::SEEDS).unwrap_or_else(|_| SIM_SEEDS_DEFAULT.to_owned());
     command.env(sim::SEEDS, seeds);
+    // They end when this function does.
+    let servers = Servers::start()?;
+    command.envs(servers.variables());
     judge_tests(&context.run(command, Echo::Both)?, "the tests")
 }
 

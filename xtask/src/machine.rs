@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::process::{self, Echo};
+use crate::servers;
 
 /// Packages come from a mirror near by; a quarter of an hour means that it does not answer.
 const INSTALL_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -15,7 +16,7 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 ///
 /// # Errors
 /// When something is missing and cannot be installed from here; the text says what to install.
-pub(super) fn prepare(root: &Path) -> Result<String> {
+pub(crate) fn prepare(root: &Path) -> Result<String> {
     // Rust itself links through the compiler driver, so on a bare machine this program could not have been built; what it
     // finds missing here is the rest: headers, or a compiler that cannot compile.
     if !compiles_c()? {
@@ -34,16 +35,12 @@ pub(super) fn prepare(root: &Path) -> Result<String> {
             add_component(component)?;
         }
     }
-    Ok(if has_nextest() {
-        "C compiler, git, rustfmt, clippy, nextest"
-    } else {
-        "C compiler, git, rustfmt, clippy; no nextest: cargo test"
-    }
-    .to_owned())
+    let tests = if has_nextest() { "nextest" } else { "no nextest: cargo test" };
+    Ok(format!("C compiler, git, rustfmt, clippy, {}; {tests}", servers::install_missing()?))
 }
 
 /// Whether `cargo nextest` is installed. It is used where it is; compiling it would take longer than it saves.
-pub(super) fn has_nextest() -> bool {
+pub(crate) fn has_nextest() -> bool {
     answers(process::cargo().args(["nextest", "--version"]))
 }
 
@@ -60,18 +57,25 @@ fn answers(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).output().is_ok_and(|output| output.status.success())
 }
 
-/// Installs a Debian package, where there is apt-get and we may use it.
-fn install(package: &str, what: &str) -> Result<()> {
+/// Installs a Debian package, where there is apt-get and we may use it. What it has to say goes to standard error: the
+/// output of some commands is read by programs.
+///
+/// # Errors
+/// When that is not possible; the text says what to install by hand.
+pub(crate) fn install(package: &str, what: &str) -> Result<()> {
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
     if !is_root || !answers(Command::new("apt-get").arg("--version")) {
         bail!("{what} is missing: install it (Debian: `apt-get install {package}` as root) and run this again");
     }
-    println!("{what} is missing: installing {package}");
+    eprintln!("{what} is missing: installing {package}");
     for arguments in [vec!["update", "-qq"], vec!["install", "-y", "-qq", package]] {
         let mut command = Command::new("apt-get");
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        let finished = process::run(command, INSTALL_LIMIT, Echo::Both)?;
+        // Packages of servers start them; not in this runlevel, where the machine has any.
+        command.env("RUNLEVEL", "1");
+        let finished = process::run(command, INSTALL_LIMIT, Echo::Errors)?;
         if !finished.success() {
+            eprint!("{}", finished.stdout);
             bail!("apt-get {}: install {package} by hand and run this again", finished.ending());
         }
     }
