@@ -124,6 +124,7 @@ pub(crate) enum Command {
     Schedule(commands::schedule::Args),
     Node(commands::node::Args),
     Migrate(commands::migrate::Args),
+    Transfer(commands::transfer::Args),
     Health(commands::health::Args),
     Doctor(commands::doctor::Args),
     Config(commands::config::Args),

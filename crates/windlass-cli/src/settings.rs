@@ -62,9 +62,17 @@ pub(crate) enum Missing {
 
 /// Opens the store that the configuration names.
 pub(crate) async fn open(loaded: &Loaded, missing: Missing) -> Result<Arc<dyn Backend>, Problem> {
+    open_at(loaded, &loaded.config.store.parse()?, missing).await
+}
+
+/// Opens another store with the options of the configuration.
+pub(crate) async fn open_at(
+    loaded: &Loaded,
+    location: &Location,
+    missing: Missing,
+) -> Result<Arc<dyn Backend>, Problem> {
     let config = &loaded.config;
-    let location: Location = config.store.parse()?;
-    if let (Location::Sqlite(path), Missing::Refuse) = (&location, missing)
+    if let (Location::Sqlite(path), Missing::Refuse) = (location, missing)
         && !path.exists()
     {
         return Err(no_store(path));
@@ -79,7 +87,7 @@ pub(crate) async fn open(loaded: &Loaded, missing: Missing) -> Result<Arc<dyn Ba
         },
         ..ConnectOptions::default()
     };
-    Ok(connect_with(&location, options).await?)
+    Ok(connect_with(location, options).await?)
 }
 
 fn no_store(path: &Path) -> Problem {

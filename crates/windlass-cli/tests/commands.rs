@@ -71,6 +71,58 @@ fn tasks_are_changed_by_id_by_query_and_from_standard_input() {
 }
 
 #[test]
+fn everything_is_moved_to_another_store_and_the_old_one_stays_closed() {
+    let house = House::new();
+    let worker = house.worker(&[]);
+    assert_eq!(house.run(&["enqueue", "noop", "--id", "done", "--wait=1m"]).code, 0);
+    assert_eq!(house.run(&["enqueue", "fail", "--arg", "fatal=true", "--id", "letter", "--wait=1m"]).code, 1);
+    house.run(&["enqueue", "sleep", "--arg", "duration=300ms", "--id", "running"]);
+    house.run(&["enqueue", "noop", "--id", "later", "--delay", "1h"]);
+    house.run(&["queue", "pause", "slow"]);
+    house.run(&["schedule", "add", "nightly", "noop", "--cron", "0 3 * * *"]);
+    let old = ["--from", "windlass.db", "--to", "sqlite:new.db"];
+    let seen = house.json(&[&["transfer", "--dry-run"], &old[..]].concat());
+    assert_eq!((&seen["scheduled"], &seen["dead"], &seen["schedules"]), (&json!(1), &json!(1), &json!(1)));
+    assert_eq!(house.run(&[&["transfer"], &old[..]].concat()).code, 6, "nobody is there to be asked");
+
+    // The worker holds a task: that is waited for.
+    let moved = house.json(&[&["transfer", "--yes"], &old[..]].concat());
+    assert_eq!(
+        (&moved["live"], &moved["dead"], &moved["ended"], &moved["schedules"]),
+        (&json!(1), &json!(1), &json!(2), &json!(1))
+    );
+    let new = |args: &[&str]| house.json(&[args, &["--store", "new.db"]].concat());
+    for (id, state) in [("done", "succeeded"), ("letter", "dead"), ("running", "succeeded"), ("later", "scheduled")] {
+        assert_eq!(new(&["task", "show", id])["state"], state, "{id}");
+    }
+    assert_eq!(new(&["schedule", "show", "nightly"])["id"], "nightly");
+    assert_eq!(new(&["queue", "show", "slow"])["paused"], true);
+    assert_eq!(house.json(&["task", "ls"])["tasks"], json!([]));
+
+    // What is pushed to the old store is not started there, and is moved by the next run.
+    house.run(&["enqueue", "noop", "--id", "late"]);
+    assert_eq!(house.run(&["task", "wait", "late", "--timeout", "300ms"]).code, 8);
+    let again = house.json(&[&["transfer", "--yes"], &old[..]].concat());
+    assert_eq!((&again["live"], &again["known"]), (&json!(1), &json!(0)));
+    assert_eq!(house.json(&["queue", "ls"])["closed"], true);
+    assert_eq!(house.json(&["transfer", "--reopen", "windlass.db"])["opened"], true);
+    assert_eq!(house.run(&["enqueue", "noop", "--wait=1m"]).code, 0);
+    worker.signal("TERM");
+    worker.end();
+}
+
+#[test]
+fn a_store_is_not_moved_into_itself() {
+    let house = House::new();
+    house.run(&["enqueue", "noop", "--id", "a"]);
+    let said = house.run(&["transfer", "--yes", "--from", "windlass.db", "--to", "./windlass.db"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    assert!(said.err.contains("the same store"), "{said:?}");
+    assert_eq!(house.json(&["task", "show", "a"])["state"], "ready");
+    assert_eq!(house.json(&["queue", "ls"])["closed"], false);
+}
+
+#[test]
 fn a_listing_goes_on_where_it_ended() {
     let house = House::new();
     house.feed(&["enqueue", "noop", "--from", "-"], "{}\n".repeat(5));

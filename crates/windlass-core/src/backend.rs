@@ -22,6 +22,7 @@ use crate::error::BoxError;
 use crate::flow::{Follow, NewGroup};
 use crate::schedule::Schedule;
 use crate::state::Verdict;
+use crate::transfer::{Transfer, Transferred};
 use crate::view::{Counts, Cursor, Filter, Info, Listing, Node, NodeInfo, Page, Progress, Record, ScheduleRecord};
 use crate::{NodeId, Priority, QueueName, ScheduleId, State, TaskId, TaskName, Timestamp};
 
@@ -46,7 +47,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Takes up to [`Demand::max`] ready tasks, oldest rank first, and leases them to the node. Waits for the first one
     /// up to [`Demand::wait`]; due tasks count as ready. Never takes a task of a paused queue or name, or one that
-    /// has expired.
+    /// has expired, and nothing from a store that is closed.
     async fn claim(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError>;
 
     /// Renews leases from now on for `lease`, and records progress. A holder that is renewed in time never loses its task.
@@ -88,6 +89,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Waits until at least one of these tasks has ended, up to `wait`; answers those that have. An id that is not known
     /// counts as not ended.
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError>;
+
+    /// Takes part in moving everything to another store; see [`crate::transfer`].
+    async fn transfer(&self, step: &Transfer) -> Result<Transferred, StoreError>;
 
     /// What this store is and how well it is.
     async fn info(&self) -> Result<Info, StoreError>;

@@ -26,6 +26,7 @@ pub mod schedule;
 pub mod state;
 pub mod task;
 pub mod time;
+pub mod transfer;
 pub mod view;
 pub mod worker;
 pub mod workflow;

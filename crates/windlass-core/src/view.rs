@@ -234,6 +234,8 @@ pub struct Counts {
     pub queues: BTreeMap<QueueName, QueueCounts>,
     /// Names that are paused.
     pub paused_tasks: Vec<TaskName>,
+    /// Whether the store is closed, because it is being moved or was: nothing is started, no schedule fires.
+    pub closed: bool,
 }
 
 impl Counts {

@@ -17,6 +17,9 @@ impl Data {
     /// Takes what the demand may have now.
     pub(crate) fn take(&mut self, demand: &Demand, now: Timestamp) -> Vec<Claim> {
         let mut claims = Vec::new();
+        if self.closed {
+            return claims;
+        }
         for name in &demand.queues {
             if let Some(index) = self.queue_by_name.get(name).copied()
                 && !self.queues[index].counts.paused

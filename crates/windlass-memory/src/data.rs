@@ -54,6 +54,8 @@ pub(crate) struct Data {
     /// When to look whether a group may be forgotten.
     pub(crate) group_checks: BTreeSet<(Timestamp, GroupId)>,
     pub(crate) schedules: BTreeMap<ScheduleId, ScheduleRecord>,
+    /// Nothing is started and no schedule fires.
+    pub(crate) closed: bool,
     pub(crate) fleet: Fleet,
     pub(crate) waiters: Waiters,
     pub(crate) watchers: Watchers,
@@ -253,11 +255,11 @@ impl Data {
         slot
     }
 
-    /// Forgets a task that has ended.
+    /// Forgets a task that nobody holds.
     pub(crate) fn remove(&mut self, slot: Slot) {
         self.leave(slot);
         let task = self.tasks.remove(slot);
-        debug_assert!(task.stage.state().is_final(), "a task that has not ended is never forgotten");
+        debug_assert!(task.stage.state() != State::Running, "a task that somebody holds is never forgotten");
         self.by_seq.remove(&task.seq);
         self.by_id.remove(&task.envelope.id);
     }

@@ -13,15 +13,15 @@ const UNFINISHED_KEPT: Duration = Duration::from_secs(35 * 86_400);
 
 /// A group, and how far it is.
 pub(crate) struct Group {
-    new: NewGroup,
-    outcomes: BTreeMap<u32, Result<Json, Failure>>,
-    succeeded: u32,
-    phase: Phase,
+    pub(crate) new: NewGroup,
+    pub(crate) outcomes: BTreeMap<u32, Result<Json, Failure>>,
+    pub(crate) succeeded: u32,
+    pub(crate) phase: Phase,
     touched_at: Timestamp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(crate) enum Phase {
     Open,
     /// Its failure has been acted upon; a member that is retried can still complete it.
     Failed,

@@ -18,6 +18,7 @@
 //! | `tick`, `fleet` | housekeeping; nodes and orders |
 //! | `retention` | what is kept of tasks that ended |
 //! | `schedules`, `watch` | recurring pushes; waiting for results |
+//! | `transfer` | moving everything to another store |
 
 mod claim;
 mod command;
@@ -32,6 +33,7 @@ mod schedules;
 mod settle;
 mod slab;
 mod tick;
+mod transfer;
 mod waiting;
 mod watch;
 
@@ -46,6 +48,7 @@ use windlass_core::backend::{
     ScheduleChanged, Settled, Settlement, StoreError, Ticked, check_batch,
 };
 use windlass_core::time::LeaseGuard;
+use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{
     Check, Counts, Filter, Health, Info, Listing, Node, NodeInfo, Page, Record, Retention, ScheduleRecord,
 };
@@ -182,6 +185,11 @@ impl Backend for MemoryStore {
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {
         check_batch("ids", ids.len(), BATCH_MAX)?;
         Ok(watch::watch(&self.shared, ids, wait).await)
+    }
+
+    async fn transfer(&self, step: &Transfer) -> Result<Transferred, StoreError> {
+        step.check()?;
+        Ok(self.shared.run(|data, now| data.transfer(step, now)))
     }
 
     async fn info(&self) -> Result<Info, StoreError> {

@@ -49,7 +49,8 @@ impl Data {
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let mut counts = Counts { paused_tasks: self.paused_names.iter().cloned().collect(), ..Counts::default() };
+        let paused_tasks = self.paused_names.iter().cloned().collect();
+        let mut counts = Counts { paused_tasks, closed: self.closed, ..Counts::default() };
         for (name, index) in &self.queue_by_name {
             let queue = &self.queues[*index];
             // A queue that was only asked for is not worth a line.

@@ -54,6 +54,21 @@ impl UniqueKeys {
         self.taken.insert(unique.key.clone(), Taken { by: by.clone(), hold });
     }
 
+    /// Takes a key for a task that comes from another store: for what is left of its window, if any is.
+    pub(crate) fn take_over(
+        &mut self,
+        unique: &Unique,
+        by: &TaskId,
+        state: State,
+        pushed_at: Timestamp,
+        now: Timestamp,
+    ) {
+        let wanted = unique.window.map_or(!state.is_final(), |window| pushed_at + window > now);
+        if wanted && self.holder(&unique.key, now).is_none() {
+            self.take(unique, by, pushed_at);
+        }
+    }
+
     /// Takes the key again for a task that starts over. A window counts from the push on and is not opened again.
     pub(crate) fn retake(&mut self, unique: &Unique, by: &TaskId) {
         if unique.window.is_none() {

@@ -14,6 +14,9 @@ impl Data {
 
     /// The earliest slot of all schedules that fire.
     pub(crate) fn next_slot(&self) -> Option<Timestamp> {
+        if self.closed {
+            return None;
+        }
         self.schedules.values().filter(|record| !record.paused).filter_map(|record| record.next).min()
     }
 
@@ -84,7 +87,7 @@ impl Data {
         now: Timestamp,
     ) -> ScheduleChanged {
         let Some(record) = self.schedules.get(id) else { return ScheduleChanged::Unknown };
-        if record.paused || record.next != Some(expected) {
+        if self.closed || record.paused || record.next != Some(expected) {
             return ScheduleChanged::Raced;
         }
         let answers = self.push(push, now);

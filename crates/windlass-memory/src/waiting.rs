@@ -139,7 +139,7 @@ impl Data {
     pub(crate) fn wake_claims(&mut self) {
         while let Some(index) = self.waiters.fresh.pop() {
             let mut unclaimed = std::mem::take(&mut self.queues[index].fresh);
-            if self.queues[index].counts.paused {
+            if self.closed || self.queues[index].counts.paused {
                 continue;
             }
             while unclaimed > 0 {
@@ -168,11 +168,12 @@ impl Data {
             return Ok(claims);
         }
         let mut first_due = None;
+        let closed = self.closed;
         for index in queues {
             let queue = &mut self.queues[index];
             queue.waiting.insert(id);
-            // A paused queue wakes its claims when it is resumed.
-            if let Some((due_at, ..)) = queue.due.first().filter(|_| !queue.counts.paused) {
+            // A paused queue wakes its claims when it is resumed, a closed store when it is opened.
+            if let Some((due_at, ..)) = queue.due.first().filter(|_| !closed && !queue.counts.paused) {
                 first_due = Some(first_due.map_or(*due_at, |first: Timestamp| first.min(*due_at)));
             }
         }

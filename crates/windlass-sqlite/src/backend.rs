@@ -10,6 +10,7 @@ use windlass_core::backend::{
     BATCH_MAX, Backend, COMMAND_MAX, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed,
     ScheduleChange, ScheduleChanged, Settled, Settlement, Target, TaskAction, Ticked, WAIT_MAX, check_batch,
 };
+use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, PAGE_MAX, Page, Record, ScheduleRecord};
 use windlass_core::{Envelope, NodeId, StoreError, TaskId};
 
@@ -19,8 +20,9 @@ use crate::push::{NewTask, PreparedGroup};
 use crate::rows::to_json;
 use crate::schedules::PreparedChange;
 use crate::settle::PreparedSettle;
+use crate::transfer::PreparedParcel;
 use crate::writer::OnDisk;
-use crate::{SqliteStore, claim, command, fleet, info, listing, push, read, schedules, settle, tick};
+use crate::{SqliteStore, claim, command, fleet, info, listing, push, read, schedules, settle, tick, transfer};
 
 /// A tick moves up to some thousand rows.
 const TICK_ROWS: usize = 2_000;
@@ -32,7 +34,7 @@ impl Backend for SqliteStore {
         let groups: Vec<_> = push.groups.iter().map(PreparedGroup::of).collect();
         let tasks: Vec<_> = push.envelopes.iter().map(NewTask::of).collect();
         let change = move |tx: &mut crate::tx::Tx<'_>| {
-            groups.iter().try_for_each(|group| push::create_group(tx, group))?;
+            groups.iter().try_for_each(|group| push::create_group(tx, group).map(drop))?;
             tasks.iter().map(|task| push::push(tx, task)).collect()
         };
         self.writer.write(push.envelopes.len() + push.groups.len(), change).await
@@ -167,6 +169,22 @@ impl Backend for SqliteStore {
         }
     }
 
+    async fn transfer(&self, step: &Transfer) -> Result<Transferred, StoreError> {
+        step.check()?;
+        match step.clone() {
+            Transfer::Close => self.changed(1, transfer::close).await,
+            Transfer::Open => self.changed(1, transfer::open).await,
+            Transfer::Export => self.readers.read(transfer::export).await.map(Transferred::Parcel),
+            Transfer::Import(parcel) => {
+                let parcel = PreparedParcel::of(parcel);
+                self.changed(parcel.rows(), move |tx| transfer::import(tx, &parcel)).await
+            }
+            Transfer::Evict { tasks, groups } => {
+                self.changed(tasks.len() + groups.len(), move |tx| transfer::evict(tx, &tasks, &groups)).await
+            }
+        }
+    }
+
     async fn info(&self) -> Result<Info, StoreError> {
         let shared = Arc::clone(&self.shared);
         self.readers.read(move |db| info::info(db, &shared)).await
@@ -208,6 +226,14 @@ impl SqliteStore {
                 self.writer.write(COMMAND_MAX, move |tx| command::matching(tx, &filter, after, &action)).await
             }
         }
+    }
+
+    /// A step of a move that changes something.
+    async fn changed<F>(&self, rows: usize, change: F) -> Result<Transferred, StoreError>
+    where
+        F: FnMut(&mut crate::tx::Tx<'_>) -> Result<u64, crate::errors::Fault> + Send + 'static,
+    {
+        self.writer.write(rows, change).await.map(Transferred::Changed)
     }
 
     /// A command that changes one thing or none.

@@ -36,6 +36,9 @@ pub(crate) struct Claimed {
 /// Takes up to `demand.max` tasks.
 pub(crate) fn claim(tx: &mut Tx<'_>, demand: &Demand) -> Result<Vec<Claimed>, Fault> {
     let mut claimed = Vec::new();
+    if tx.paused()?.closed {
+        return Ok(claimed);
+    }
     loop {
         let promoted = tick::promote(tx, PROMOTE_MAX)?;
         for queue in &demand.queues {

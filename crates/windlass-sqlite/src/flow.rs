@@ -143,20 +143,23 @@ fn group_of(tx: &Tx<'_>, id: &GroupId) -> Result<Option<Group>, Fault> {
     )?;
     let mut rows = select.query([Id(id)])?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    let policy = [FailurePolicy::All, FailurePolicy::Any, FailurePolicy::Collect];
-    let stored = text(row, 2)?;
     Ok(Some(Group {
         number: row.get(0)?,
         size: row.get(1)?,
-        policy: policy
-            .into_iter()
-            .find(|policy| policy.as_str() == stored)
-            .ok_or_else(|| Fault::damaged("group", "its policy is unknown"))?,
+        policy: policy_of(text(row, 2)?)?,
         succeeded: row.get(3)?,
         failed: row.get(4)?,
         completed: row.get(5)?,
         broken: row.get(6)?,
     }))
+}
+
+/// The stored policy.
+pub(crate) fn policy_of(stored: &str) -> Result<FailurePolicy, Fault> {
+    [FailurePolicy::All, FailurePolicy::Any, FailurePolicy::Collect]
+        .into_iter()
+        .find(|policy| policy.as_str() == stored)
+        .ok_or_else(|| Fault::damaged("group", "its policy is unknown"))
 }
 
 fn after_of(tx: &Tx<'_>, number: i64) -> Result<After, Fault> {

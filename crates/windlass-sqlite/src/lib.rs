@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Where to look: `schema` tables and migrations; `open` the path and the threads; `writer`, `tx`, `statements` what a transaction is;
-//! `push`, `claim`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules` one verb each; `read`, `listing`, `info`
+//! `push`, `claim`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules`, `transfer` one verb each; `read`, `listing`, `info`
 //! what people see; `wake` waiting, `log_watch` what the kernel tells of others; `file` the file under us; `errors` what SQLite's errors mean.
 //!
 //! # What was measured
@@ -52,6 +52,7 @@ mod schema;
 mod settle;
 mod statements;
 mod tick;
+mod transfer;
 mod tx;
 mod wake;
 mod writer;

@@ -163,18 +163,18 @@ pub(crate) fn strand(tx: &mut Tx<'_>, task: &NewTask, cause: Option<&Failure>) -
     Ok(())
 }
 
-/// Creates a group unless it is known.
-pub(crate) fn create_group(tx: &mut Tx<'_>, group: &PreparedGroup) -> Result<(), Fault> {
-    tx.execute(
+/// Creates a group unless it is known; answers whether it is new.
+pub(crate) fn create_group(tx: &mut Tx<'_>, group: &PreparedGroup) -> Result<bool, Fault> {
+    let created = tx.execute(
         "INSERT INTO windlass_group (id, size, policy, after, touched_at) VALUES (?1, ?2, ?3, ?4, ?5) \
          ON CONFLICT (id) DO NOTHING",
         params![Id(&group.id), group.size, group.policy, group.after, tx.now_micros()],
     )?;
-    Ok(())
+    Ok(created == 1)
 }
 
 /// Inserts the row; answers its queue, or `None` when the id is known.
-fn insert(tx: &mut Tx<'_>, task: &NewTask, state: State, at: i64, rank: i64) -> Result<Option<i64>, Fault> {
+pub(crate) fn insert(tx: &mut Tx<'_>, task: &NewTask, state: State, at: i64, rank: i64) -> Result<Option<i64>, Fault> {
     let queue = tx.queue(&task.queue)?;
     let name = tx.name(&task.name)?;
     let seq = tx.next_seq()?;
@@ -251,10 +251,14 @@ pub(crate) fn holder_of(tx: &Tx<'_>, unique: &Unique) -> Result<Option<TaskId>, 
 
 /// Takes a unique key that is free, or whose window has ended.
 pub(crate) fn take(tx: &Tx<'_>, unique: &Unique, id: &TaskId) -> Result<(), Fault> {
-    let until = unique.window.map(|window| (tx.now + window).as_micros());
+    take_until(tx, unique, id, unique.window.map(|window| tx.now + window))
+}
+
+/// The same with the end of its window.
+pub(crate) fn take_until(tx: &Tx<'_>, unique: &Unique, id: &TaskId, until: Option<Timestamp>) -> Result<(), Fault> {
     tx.execute(
         "INSERT OR REPLACE INTO windlass_taken (key, id, until) VALUES (?1, ?2, ?3)",
-        params![unique.key.as_str(), Id(id), until],
+        params![unique.key.as_str(), Id(id), until.map(Timestamp::as_micros)],
     )?;
     Ok(())
 }

@@ -155,7 +155,7 @@ pub(crate) fn counts(db: &Connection) -> Result<Counts, Fault> {
     while let Some(row) = rows.next()? {
         paused_tasks.push(parse::<TaskName>("task name", text(row, 0)?)?);
     }
-    Ok(Counts { queues, paused_tasks })
+    Ok(Counts { queues, paused_tasks, closed: crate::tx::is_closed(db)? })
 }
 
 /// Since when the task of a queue waits that is claimed next.

@@ -104,6 +104,9 @@ fn fire(
     push: &[(TaskId, NewTask)],
     missed: u64,
 ) -> Result<ScheduleChanged, Fault> {
+    if tx.paused()?.closed {
+        return Ok(ScheduleChanged::Raced);
+    }
     let stored: Option<(Option<i64>, bool)> = tx
         .prepare("SELECT next, paused FROM windlass_schedule WHERE id = ?1")?
         .query_row([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))

@@ -2,7 +2,7 @@
 //!
 //! 1. is the receipt the newest?   2. did somebody cancel the task meanwhile?   3. change the row   4. apply what follows
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 use windlass_core::backend::{Receipt, Settled, Settlement};
 use windlass_core::flow::{self, Follow};
 use windlass_core::state::{Spent, rank};
@@ -53,7 +53,7 @@ pub(crate) struct Held {
     pub(crate) crashes: u32,
     /// How long its result is kept, in microseconds, when the task says so.
     keep: Option<i64>,
-    guard: Option<String>,
+    pub(crate) guard: Option<String>,
 }
 
 impl Held {
@@ -183,6 +183,13 @@ pub(crate) fn held_at(tx: &Tx<'_>, seq: i64) -> Result<Held, Fault> {
     let mut rows = select.query([seq])?;
     let row = rows.next()?.ok_or_else(|| Fault::damaged("index of tasks", format_args!("no task {seq}")))?;
     held(row, seq, id_of(row.get_ref(0)?)?)
+}
+
+/// The task with this id, when it is known.
+pub(crate) fn held_under(tx: &Tx<'_>, id: &TaskId) -> Result<Option<Held>, Fault> {
+    let mut select = tx.prepare("SELECT seq FROM windlass_task WHERE id = ?1")?;
+    let seq = select.query_row([Id(id)], |row| row.get(0)).optional()?;
+    seq.map(|seq| held_at(tx, seq)).transpose()
 }
 
 const HELD: &str =

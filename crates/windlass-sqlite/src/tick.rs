@@ -236,7 +236,7 @@ fn remove_all(tx: &mut Tx<'_>, seqs: &[i64]) -> Result<(), Fault> {
 
 /// Removes an ended task.
 pub(crate) fn remove(tx: &mut Tx<'_>, held: &Held) -> Result<(), Fault> {
-    debug_assert!(held.state.is_final(), "only what has ended is removed");
+    debug_assert!(held.state != State::Running, "what somebody holds is not removed");
     let mut large = tx.prepare("SELECT body IS NULL FROM windlass_task WHERE seq = ?1")?;
     if large.query_row([held.seq], |row| row.get(0))? {
         tx.execute("DELETE FROM windlass_large WHERE seq = ?1", [held.seq])?;
@@ -327,7 +327,10 @@ fn cancelled_of(tx: &Tx<'_>, node: &NodeId) -> Result<Vec<windlass_core::TaskId>
     Ok(ids)
 }
 
-fn next_slot(tx: &Tx<'_>) -> Result<Option<Timestamp>, Fault> {
+fn next_slot(tx: &mut Tx<'_>) -> Result<Option<Timestamp>, Fault> {
+    if tx.paused()?.closed {
+        return Ok(None);
+    }
     let mut select = tx.prepare("SELECT min(next) FROM windlass_schedule WHERE paused = 0")?;
     let next: Option<i64> = select.query_row([], |row| row.get(0))?;
     Ok(next.map(Timestamp::from_micros))

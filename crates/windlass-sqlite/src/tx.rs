@@ -57,6 +57,8 @@ pub(crate) struct Pending {
 pub(crate) struct Paused {
     pub(crate) queues: HashSet<i64>,
     pub(crate) names: HashSet<i64>,
+    /// Everything, because the store is being moved or was.
+    pub(crate) closed: bool,
 }
 
 /// Words of one kind and their numbers. Rows of words are never removed, so what is known stays true.
@@ -224,6 +226,12 @@ impl<'a> Tx<'a> {
         Ok(next)
     }
 
+    /// The place that was given last in this transaction.
+    pub(crate) fn last_seq(&self) -> Result<i64, Fault> {
+        let next = self.memory.transaction.next_seq;
+        next.map(|next| next - 1).ok_or_else(|| Fault::damaged("order of insertion", "nothing was inserted"))
+    }
+
     /// Whether nobody has asked for a place in this transaction.
     #[cfg(test)]
     pub(crate) fn next_seq_is_unread(&self) -> bool {
@@ -333,6 +341,11 @@ pub(crate) fn name_number(db: &Connection, name: &TaskName) -> Result<Option<i64
     Ok(select.query_row([name.as_str()], |row| row.get(0)).optional()?)
 }
 
+/// Whether nothing is started here.
+pub(crate) fn is_closed(db: &Connection) -> Result<bool, Fault> {
+    Ok(db.prepare_cached("SELECT 1 FROM windlass_meta WHERE key = 'closed'")?.exists([])?)
+}
+
 /// Everything that is paused.
 pub(crate) fn paused(db: &Connection) -> Result<Paused, Fault> {
     let numbers = |sql: &str| -> Result<HashSet<i64>, Fault> {
@@ -343,5 +356,6 @@ pub(crate) fn paused(db: &Connection) -> Result<Paused, Fault> {
     Ok(Paused {
         queues: numbers("SELECT id FROM windlass_queue WHERE paused = 1")?,
         names: numbers("SELECT id FROM windlass_name WHERE paused = 1")?,
+        closed: is_closed(db)?,
     })
 }

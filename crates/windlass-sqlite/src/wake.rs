@@ -291,7 +291,7 @@ impl Lookout {
         let (claims, ends) = self.shared.bell.everybody();
         let paused = tx::paused(&self.db)?;
         for claim in claims {
-            if self.something_is_ready(&claim, &paused)? {
+            if !paused.closed && self.something_is_ready(&claim, &paused)? {
                 claim.rung.notify_one();
             }
         }

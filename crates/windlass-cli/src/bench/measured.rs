@@ -10,6 +10,7 @@ use windlass::backend::{
     Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged, Settled,
     Settlement, Ticked,
 };
+use windlass::transfer::{Transfer, Transferred};
 use windlass::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass::{Backend, NodeId, StoreError, TaskId};
 
@@ -137,6 +138,10 @@ impl Backend for Measured {
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {
         self.asked().watch(ids, wait).await
+    }
+
+    async fn transfer(&self, step: &Transfer) -> Result<Transferred, StoreError> {
+        self.asked().transfer(step).await
     }
 
     async fn info(&self) -> Result<Info, StoreError> {

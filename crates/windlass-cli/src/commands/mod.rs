@@ -13,6 +13,7 @@ pub(crate) mod queue;
 pub(crate) mod run;
 pub(crate) mod schedule;
 pub(crate) mod task;
+pub(crate) mod transfer;
 pub(crate) mod worker;
 
 use std::io::{self, IsTerminal, Write};
@@ -109,6 +110,7 @@ async fn dispatch(cli: Cli, program: Program) -> Result<ExitCode, Problem> {
         Command::Schedule(args) => schedule::run(&quiet_context(global, program)?, args).await,
         Command::Node(args) => node::run(&quiet_context(global, program)?, args).await,
         Command::Migrate(args) => migrate::run(&quiet_context(global, program)?, &args).await,
+        Command::Transfer(args) => transfer::run(&quiet_context(global, program)?, &args).await,
         Command::Health(args) => health::run(&quiet_context(global, program)?, &args).await,
     };
     outcome.map(Into::into)

@@ -96,7 +96,13 @@ async fn list(context: &Context) -> Outcome {
     let mut listing = Listing::whole("queues", COLUMNS, "no queue has ever had a task", rows);
     listing.extra.insert("total".to_owned(), json!(counts.total()));
     listing.extra.insert("paused_tasks".to_owned(), json!(counts.paused_tasks));
+    listing.extra.insert("closed".to_owned(), json!(counts.closed));
     context.out.listing(&listing)?;
+    if counts.closed && !context.out.is_json() {
+        context
+            .out
+            .say("this store is closed, because it was moved: nothing is started here; see `windlass transfer --help`");
+    }
     if !counts.paused_tasks.is_empty() && !context.out.is_json() {
         let names: Vec<String> = counts.paused_tasks.iter().map(ToString::to_string).collect();
         context

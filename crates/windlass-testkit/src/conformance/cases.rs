@@ -273,6 +273,27 @@ macro_rules! __conformance_cases {
                 a_group_waits_for_its_members,
                 many_members_of_many_groups_end_in_one_batch,
             }
+            transfer {
+                a_closed_store_starts_nothing,
+                a_due_task_of_a_closed_store_waits,
+                a_schedule_of_a_closed_store_does_not_fire,
+                what_runs_in_a_closed_store_ends_there,
+                a_lost_task_of_a_closed_store_is_rescued,
+                a_waiting_claim_is_woken_when_the_store_is_opened,
+                every_task_comes_back_as_it_was,
+                ready_tasks_keep_their_places,
+                an_imported_task_goes_on,
+                a_parcel_is_imported_once,
+                what_runs_stays,
+                a_parcel_has_the_oldest_tasks,
+                an_eviction_starts_nothing,
+                a_group_comes_back_with_what_has_arrived,
+                a_failed_group_comes_back_failed,
+                a_unique_key_goes_with_its_task,
+                a_window_of_a_unique_key_goes_with_its_task,
+                an_imported_result_is_kept_for_what_is_left,
+                parcels_are_limited,
+            }
             info {
                 a_store_says_what_it_is,
                 a_healthy_store_finds_nothing_wrong,

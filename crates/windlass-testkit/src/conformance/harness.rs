@@ -190,6 +190,11 @@ impl Harness {
         answer(self.store.find(std::slice::from_ref(id)).await).remove(0)
     }
 
+    /// What the store knows of these tasks.
+    pub async fn records(&self, ids: &[TaskId]) -> Vec<Option<Record>> {
+        answer(self.store.find(ids).await)
+    }
+
     /// The state of a task that the store knows.
     pub async fn state(&self, id: &TaskId) -> State {
         self.record(id).await.state

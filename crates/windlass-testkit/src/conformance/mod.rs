@@ -43,6 +43,7 @@ pub mod renew;
 pub mod schedule;
 pub mod settle;
 pub mod tick;
+pub mod transfer;
 pub mod unique;
 pub mod watch;
 
@@ -77,7 +78,7 @@ macro_rules! __conformance_tests {
 #[cfg(test)]
 mod tests {
     /// The source of every module of cases, by its verb.
-    const SOURCES: [(&str, &str); 18] = [
+    const SOURCES: [(&str, &str); 19] = [
         ("push", include_str!("push.rs")),
         ("claim", include_str!("claim.rs")),
         ("renew", include_str!("renew.rs")),
@@ -91,6 +92,7 @@ mod tests {
         ("schedule", include_str!("schedule.rs")),
         ("watch", include_str!("watch.rs")),
         ("flow", include_str!("flow.rs")),
+        ("transfer", include_str!("transfer.rs")),
         ("info", include_str!("info.rs")),
         ("priority", include_str!("priority.rs")),
         ("unique", include_str!("unique.rs")),

@@ -10,6 +10,7 @@ use windlass_core::backend::{
     Backend, Claim, Command, Commanded, Demand, Push, Pushed, Receipt, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked,
 };
+use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass_core::{Clock, NodeId, TaskId, Timestamp};
 
@@ -189,6 +190,10 @@ impl Backend for Witness {
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {
         self.store.watch(ids, wait).await
+    }
+
+    async fn transfer(&self, step: &Transfer) -> Result<Transferred, StoreError> {
+        self.store.transfer(step).await
     }
 
     async fn info(&self) -> Result<Info, StoreError> {

@@ -137,6 +137,10 @@ async fn at_store(
     findings.extend(at_nodes(&nodes, out.now()));
     let counts = backend.counts().await?;
     findings.extend(at_queues(counts.queues.iter(), &nodes, out.now()));
+    if counts.closed {
+        let advice = "finish the move with the same `windlass transfer`, or open the store with `windlass transfer --reopen URL`";
+        findings.push(Finding::bad("closed", "it was moved to another store: nothing is started here", advice));
+    }
     if !counts.paused_tasks.is_empty() {
         let names: Vec<&str> = counts.paused_tasks.iter().map(TaskName::as_str).collect();
         let advice = "`windlass task resume NAME` when the pause is over";
