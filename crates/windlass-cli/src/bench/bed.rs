@@ -50,6 +50,8 @@ impl Place {
         match self {
             Self::Memory | Self::Given(Location::Memory) => "memory",
             Self::Temporary | Self::Given(Location::Sqlite(_)) => "sqlite",
+            Self::Given(Location::Redis(_)) => "redis",
+            Self::Given(Location::Postgres(_)) => "postgres",
         }
     }
 
@@ -60,7 +62,7 @@ impl Place {
                 let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
                 parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
             }
-            Self::Memory | Self::Temporary | Self::Given(Location::Memory) => PathBuf::from("."),
+            Self::Memory | Self::Temporary | Self::Given(_) => PathBuf::from("."),
         }
     }
 
@@ -100,7 +102,7 @@ impl Open {
     pub(super) fn file(&self) -> Option<&Path> {
         match &self.location {
             Location::Sqlite(path) => Some(path),
-            Location::Memory => None,
+            Location::Memory | Location::Redis(_) | Location::Postgres(_) => None,
         }
     }
 }
