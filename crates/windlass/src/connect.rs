@@ -31,8 +31,14 @@ pub async fn connect_with(location: &Location, options: ConnectOptions) -> Resul
     match location {
         Location::Memory => Ok(memory(options)),
         Location::Sqlite(path) => Ok(sqlite(path, options).await?),
+        #[cfg(feature = "redis")]
         Location::Redis(url) => redis(url, options).await,
+        #[cfg(not(feature = "redis"))]
+        Location::Redis(url) => Err(not_built(url, "Redis", "redis")),
+        #[cfg(feature = "postgres")]
         Location::Postgres(url) => postgres(url, options).await,
+        #[cfg(not(feature = "postgres"))]
+        Location::Postgres(url) => Err(not_built(url, "PostgreSQL", "postgres")),
     }
 }
 
@@ -213,22 +219,12 @@ async fn redis(url: &ServerUrl, options: ConnectOptions) -> Result<Arc<dyn Backe
     Ok(Arc::new(RedisStore::open(location, options).await?))
 }
 
-#[cfg(not(feature = "redis"))]
-async fn redis(url: &ServerUrl, _: ConnectOptions) -> Result<Arc<dyn Backend>, ConnectError> {
-    Err(not_built(url, "Redis", "redis"))
-}
-
 #[cfg(feature = "postgres")]
 async fn postgres(url: &ServerUrl, options: ConnectOptions) -> Result<Arc<dyn Backend>, ConnectError> {
     use windlass_postgres::{Location, Options, PostgresStore};
     let location: Location = url.secret().parse().map_err(|error| ConnectError::InvalidUrl(format!("{error}")))?;
     let options = Options { retention: options.retention, ..Options::default() };
     Ok(Arc::new(PostgresStore::open(location, options).await?))
-}
-
-#[cfg(not(feature = "postgres"))]
-async fn postgres(url: &ServerUrl, _: ConnectOptions) -> Result<Arc<dyn Backend>, ConnectError> {
-    Err(not_built(url, "PostgreSQL", "postgres"))
 }
 
 #[cfg(not(all(feature = "redis", feature = "postgres")))]
