@@ -40,7 +40,9 @@ pub(crate) async fn change(shared: &Shared, change: &ScheduleChange) -> Result<S
             ask(shared, |cmd| {
                 cmd.arg("fire").arg(id.as_str()).arg(expected.as_micros()).arg(optional_time(*next));
                 cmd.arg((*missed).min(i64::MAX as u64));
-                push.iter().for_each(|envelope| add_task(cmd, envelope));
+                for envelope in push {
+                    add_task(cmd, envelope);
+                }
             })
             .await
         }

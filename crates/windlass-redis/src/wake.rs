@@ -167,17 +167,14 @@ fn told(shared: &std::sync::Weak<Shared>, own: &str, push: PushInfo) {
     }
     let Some((number, queue)) = message.split_once(' ') else { return };
     let waiter = number.parse().ok().and_then(|number: u64| shared.bell.waiting.lock().claims.get(&number).cloned());
-    match waiter {
-        Some(waiter) => {
-            waiter.called.store(true, Ordering::Release);
-            waiter.bell.notify_one();
-        }
-        // It waits no longer: the next one may want the task.
-        None => {
-            let queue = queue.to_owned();
-            tokio::spawn(async move { pass_on(&shared, "", true, &[queue]).await });
-        }
+    if let Some(waiter) = waiter {
+        waiter.called.store(true, Ordering::Release);
+        waiter.bell.notify_one();
+        return;
     }
+    // It waits no longer: the next one may want the task.
+    let queue = queue.to_owned();
+    tokio::spawn(async move { pass_on(&shared, "", true, &[queue]).await });
 }
 
 async fn pass_on(shared: &Shared, name: &str, woken: bool, queues: &[String]) {
