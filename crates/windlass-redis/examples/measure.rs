@@ -73,9 +73,12 @@ async fn timed(
 
 async fn scripts(server: &mut redis::aio::MultiplexedConnection) -> Result<f64, Box<dyn Error>> {
     let stats: String = redis::cmd("INFO").arg("commandstats").query_async(server).await?;
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap_or_default();
-    let micros = line.split(',').find_map(|field| field.strip_prefix("usec=")).unwrap_or("0");
-    Ok(micros.parse()?)
+    let mut micros = 0.0;
+    for command in ["cmdstat_evalsha:", "cmdstat_fcall:"] {
+        let line = stats.lines().find_map(|line| line.strip_prefix(command)).unwrap_or_default();
+        micros += line.split(',').find_map(|field| field.strip_prefix("usec=")).unwrap_or("0").parse::<f64>()?;
+    }
+    Ok(micros)
 }
 
 fn task() -> Result<Envelope, Box<dyn Error>> {

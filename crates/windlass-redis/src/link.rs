@@ -14,11 +14,12 @@ use redis::{
 };
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
+use tracing::debug;
 use windlass_core::StoreError;
 
 use crate::errors::{store_error, too_old};
 use crate::location::{Host, Location, Place, Tls};
-use crate::scripts::Script;
+use crate::scripts::{Library, Script};
 
 /// A server that cannot be connected to within this time counts as unreachable.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -40,9 +41,15 @@ pub(crate) struct Link {
 #[derive(Clone)]
 struct Live {
     connection: MultiplexedConnection,
-    /// In the order of [`Script::ALL`].
-    hashes: Arc<Vec<String>>,
+    scripts: Arc<Loaded>,
     broken: Arc<AtomicBool>,
+}
+
+/// What the server calls our scripts, in the order of [`Script::ALL`].
+struct Loaded {
+    /// `FCALL` or `EVALSHA`.
+    command: &'static str,
+    names: Vec<String>,
 }
 
 impl std::fmt::Debug for Live {
@@ -71,8 +78,8 @@ impl Link {
     pub(crate) async fn run(&self, script: Script, fill: &(dyn Fn(&mut Cmd) + Sync)) -> Result<Value, StoreError> {
         let live = self.live().await?;
         match self.evaluate(&live, script, fill).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                // Its cache was emptied; it was not run.
+            Err(error) if is_unknown_script(&error) => {
+                // Somebody emptied the cache or removed the functions; it was not run.
                 self.give_up(&live).await;
                 let live = self.live().await?;
                 self.evaluate(&live, script, fill).await.map_err(|error| self.fault(&error))
@@ -87,10 +94,10 @@ impl Link {
         script: Script,
         fill: &(dyn Fn(&mut Cmd) + Sync),
     ) -> Result<Value, RedisError> {
-        let mut cmd = redis::cmd("EVALSHA");
-        cmd.arg(&live.hashes[script as usize]).arg(1).arg(&self.meta_key);
+        let mut cmd = redis::cmd(live.scripts.command);
+        cmd.arg(&live.scripts.names[script as usize]).arg(1).arg(&self.meta_key);
         fill(&mut cmd);
-        let answer = live.connection.clone().req_packed_command(&cmd).await;
+        let answer = send(&mut live.connection.clone(), &cmd).await;
         self.look_at(live, &answer).await;
         answer
     }
@@ -98,7 +105,7 @@ impl Link {
     /// Asks for something without a script.
     pub(crate) async fn ask(&self, cmd: &Cmd) -> Result<Value, StoreError> {
         let live = self.live().await?;
-        let answer = live.connection.clone().req_packed_command(cmd).await;
+        let answer = send(&mut live.connection.clone(), cmd).await;
         self.look_at(&live, &answer).await;
         answer.map_err(|error| self.fault(&error))
     }
@@ -147,8 +154,8 @@ impl Link {
         };
         let mut connection = self.connect(config().set_push_sender(on_push)).await?;
         let major = self.check(&mut connection).await?;
-        let hashes = Arc::new(self.load(&mut connection, major).await?);
-        Ok(live.insert(Live { connection, hashes, broken }).clone())
+        let scripts = Arc::new(self.load(&mut connection, major).await?);
+        Ok(live.insert(Live { connection, scripts, broken }).clone())
     }
 
     /// A connection of its own, for whoever listens.
@@ -248,7 +255,7 @@ impl Link {
                         break;
                     }
                 };
-                match connection.req_packed_command(redis::cmd("EXISTS").arg(&self.meta_key)).await {
+                match send(&mut connection, redis::cmd("EXISTS").arg(&self.meta_key)).await {
                     Ok(_) => return Ok(connection),
                     Err(error) => {
                         let moved = error.redirect_node().and_then(|(node, _)| node.rsplit_once(':'));
@@ -299,7 +306,7 @@ impl Link {
             }
             Err(error) => return Err(error),
         };
-        let answer: Option<(String, u16)> = redis::from_redis_value(connection.req_packed_command(&asking).await?)?;
+        let answer: Option<(String, u16)> = redis::from_redis_value(send(&mut connection, &asking).await?)?;
         Ok(answer.map(|(name, port)| Host { name, port }))
     }
 
@@ -307,7 +314,7 @@ impl Link {
     async fn check(&self, connection: &mut MultiplexedConnection) -> Result<u32, StoreError> {
         let mut about = String::new();
         for section in ["server", "replication"] {
-            let answer = connection.req_packed_command(redis::cmd("INFO").arg(section)).await;
+            let answer = send(connection, redis::cmd("INFO").arg(section)).await;
             let text: String = answer
                 .and_then(|value| redis::from_redis_value(value).map_err(RedisError::from))
                 .map_err(|error| self.fault(&error))?;
@@ -329,13 +336,40 @@ impl Link {
         Ok(major)
     }
 
-    async fn load(&self, connection: &mut MultiplexedConnection, major: u32) -> Result<Vec<String>, StoreError> {
+    /// Tells the server our scripts: as functions where it has those and lets this user define some.
+    async fn load(&self, connection: &mut MultiplexedConnection, major: u32) -> Result<Loaded, StoreError> {
+        if major >= 7 {
+            let library = Library::new();
+            let defining = redis::cmd("FUNCTION").arg("LOAD").arg(&library.text).clone();
+            match send(connection, &defining).await {
+                Err(error) if error.is_io_error() || error.is_unrecoverable_error() => return Err(self.fault(&error)),
+                Err(error) if !error.to_string().contains("already exists") => {
+                    debug!(error = %self.fault(&error), "no functions here; scripts do the same");
+                }
+                // Others with the same text may have defined it.
+                Ok(_) | Err(_) => {
+                    let names = Script::ALL.map(|script| library.function(script)).to_vec();
+                    return Ok(Loaded { command: "FCALL", names });
+                }
+            }
+        }
         let mut pipeline = redis::pipe();
         for script in Script::ALL {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(script.text(major));
         }
-        pipeline.query_async(connection).await.map_err(|error| self.fault(&error))
+        let names = pipeline.query_async(connection).await.map_err(|error| self.fault(&error))?;
+        Ok(Loaded { command: "EVALSHA", names })
     }
+}
+
+/// Whether the server does not know (any more) what it was to run.
+fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) || error.to_string().contains("Function not found")
+}
+
+/// Sends a command. The client library hands the error of a server over as an answer.
+pub(crate) async fn send(connection: &mut MultiplexedConnection, cmd: &Cmd) -> Result<Value, RedisError> {
+    connection.req_packed_command(cmd).await?.extract_error()
 }
 
 fn config() -> AsyncConnectionConfig {

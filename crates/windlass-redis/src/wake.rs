@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::aio::ConnectionLike;
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
@@ -20,6 +19,7 @@ use windlass_core::TaskId;
 use windlass_core::backend::Demand;
 
 use crate::Shared;
+use crate::link::send;
 use crate::scripts::Script;
 
 /// Who waits looks by itself after this time: the most that a lost message costs.
@@ -137,7 +137,7 @@ async fn hear(shared: &Arc<Shared>) -> bool {
             },
             () = async { closing.wait_for(|closing| *closing).await.map_or((), drop) } => break false,
             () = tokio::time::sleep_until(ping_at) => {
-                if let Err(error) = connection.req_packed_command(&redis::cmd("PING")).await {
+                if let Err(error) = send(&mut connection, &redis::cmd("PING")).await {
                     warn!(event = "listening_stalled", error = %shared.link.fault(&error), "the connection that listens is dead");
                     break true;
                 }

@@ -7,20 +7,13 @@
 -- A script reads what it needs, changes tasks in memory (`leave`, change, `enter`) and writes everything with `flush`, so
 -- that a batch costs a handful of commands and not a handful for each task. Rows are the numbers of tasks as text of one
 -- length: members with the same score are then in the order of their push.
+--
+-- The same text is a library of functions, where a server has those: it is then run once and not with every call. So
+-- whatever belongs to one call is set by `begin`.
 
-local call = redis.call
-local band, bor = bit.band, bit.bor
-local P = string.sub(KEYS[1], 1, -5)
-local now = tonumber(ARGV[1])
-if not now then
-  local time = call('TIME')
-  now = time[1] * 1000000 + time[2]
-end
-local KEEP_FINISHED, FINISHED_MAX, KEEP_DEAD = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-
-local TASK, BODY, ID = P .. 'task', P .. 'body', P .. 'id'
-local LEASE, ENDED, DEAD, FORGET = P .. 'lease', P .. 'ended', P .. 'dead', P .. 'forget'
-local PARKED, EXPIRES = P .. 'parked', P .. 'expires'
+local call, band, bor
+local P, now, KEEP_FINISHED, FINISHED_MAX, KEEP_DEAD
+local TASK, BODY, ID, LEASE, ENDED, DEAD, FORGET, PARKED, EXPIRES
 
 -- How a task is packed: state, priority, flags, reason, attempt, crashes, fence, at, rank, enqueued, started, queue, name,
 -- node, id. `at` is when a scheduled task is due and when an ended one ended.
@@ -64,16 +57,33 @@ end
 
 -- The unit of work -------------------------------------------------------------------------------------------------
 
-local raw, changed, order = {}, {}, {}   -- packed tasks by row; those to be written
-local bodies, ids_new = {}, {}           -- field and value in turn
-local ids = {}                           -- id to row, or false
-local zsets = {}                         -- key to row to score, or false for a row that is taken out
-local lanes = {}                         -- key of a lane to queue and name
-local counts, blocks = {}, {}            -- changes
-local queues = {}                        -- queues that got a task
-local fresh, early = {}, {}              -- tasks that became ready, the earliest due time, by queue
-local ended = {}                         -- ids that ended
-local extras = {}
+local raw, changed, order     -- packed tasks by row; those to be written
+local bodies, ids_new         -- field and value in turn
+local ids                     -- id to row, or false
+local zsets                   -- key to row to score, or false for a row that is taken out
+local lanes                   -- key of a lane to queue and name
+local counts, blocks          -- changes
+local queues                  -- queues that got a task
+local fresh, early            -- tasks that became ready, the earliest due time, by queue
+local ended                   -- ids that ended
+local extras                  -- what `extra` says, by row
+
+local function begin()
+  -- There is nothing to call while a library is defined.
+  call, band, bor = redis.call, bit.band, bit.bor
+  P = string.sub(KEYS[1], 1, -5)
+  now = tonumber(ARGV[1])
+  if not now then
+    local time = call('TIME')
+    now = time[1] * 1000000 + time[2]
+  end
+  KEEP_FINISHED, FINISHED_MAX, KEEP_DEAD = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+  TASK, BODY, ID = P .. 'task', P .. 'body', P .. 'id'
+  LEASE, ENDED, DEAD, FORGET = P .. 'lease', P .. 'ended', P .. 'dead', P .. 'forget'
+  PARKED, EXPIRES = P .. 'parked', P .. 'expires'
+  raw, changed, order, bodies, ids_new, ids, zsets, lanes = {}, {}, {}, {}, {}, {}, {}, {}
+  counts, blocks, queues, fresh, early, ended, extras = {}, {}, {}, {}, {}, {}, {}
+end
 
 local function fetch(rows)
   local missing = {}
