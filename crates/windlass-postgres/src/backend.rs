@@ -181,7 +181,7 @@ impl Backend for PostgresStore {
     async fn tick(&self, node: &NodeId) -> Result<Ticked, StoreError> {
         let (ticked, now) = transaction!(self, tx => {
             let now = tx.now;
-            tick::tick(&mut tx, node).await.map(|ticked| (ticked, now))
+            Box::pin(tick::tick(&mut tx, node)).await.map(|ticked| (ticked, now))
         });
         self.shared.changes.store(0, Ordering::Relaxed);
         if self.shared.upkeep.is_due(now)

@@ -1,7 +1,8 @@
 //! The connections that work: group commit, without a thread and without a timer.
 //!
-//! 1. wait for a job   2. take everything else that waits   3. `BEGIN`, one statement for each kind of job, `COMMIT`: sent
-//! together, answered together   4. answer the jobs, ring the bell
+//! 1. wait for a job   2. take everything else that waits
+//! 3. `BEGIN`, one statement for each kind of job, `COMMIT`: sent together, answered together
+//! 4. answer the jobs, ring the bell
 //!
 //! So concurrent pushes share one commit, and a worker's settle shares that of its next claim. When a transaction fails for
 //! one job's fault, every job runs in a transaction of its own. What cannot be said in one statement for many borrows a
@@ -173,7 +174,9 @@ impl Waiting {
             jobs.drain(..).partition(|(since, _)| !error.is_transient() || since.elapsed() >= PATIENCE);
         *jobs = rest;
         drop(jobs);
-        lost.into_iter().for_each(|(_, job)| job.fail(error));
+        for (_, job) in lost {
+            job.fail(error);
+        }
     }
 }
 
@@ -288,7 +291,7 @@ impl Lane {
             };
             // A worker asks for its next tasks right after it has settled the last ones: let it get that far.
             tokio::task::yield_now().await;
-            self.connection = self.work(connection).await;
+            self.connection = Box::pin(self.work(connection)).await;
         }
     }
 
@@ -303,7 +306,7 @@ impl Lane {
             drop(answer.send(Ok(lent)));
             return returned.await.ok();
         }
-        if jobs.is_empty() || commit(&connection, jobs).await { Some(connection) } else { None }
+        if jobs.is_empty() || Box::pin(commit(&connection, jobs)).await { Some(connection) } else { None }
     }
 }
 
@@ -311,7 +314,7 @@ impl Lane {
 async fn commit(connection: &Connection, jobs: Vec<Job>) -> bool {
     let mut tries = 0;
     loop {
-        let done = Batch::of(&jobs).run(connection).await;
+        let done = Box::pin(Batch::of(&jobs).run(connection)).await;
         let fault = match done {
             Ok(done) => {
                 done.answer(jobs);
@@ -322,12 +325,12 @@ async fn commit(connection: &Connection, jobs: Vec<Job>) -> bool {
         let remedy = fault.remedy();
         if remedy == Remedy::Reconnect {
             let error = fault.to_store_error(&connection.shared().address.shown);
-            jobs.into_iter().for_each(|job| job.fail(&error));
+            fail_all(jobs, &error);
             return false;
         }
         if connection.run("ROLLBACK").await.is_err() {
             let error = fault.to_store_error(&connection.shared().address.shown);
-            jobs.into_iter().for_each(|job| job.fail(&error));
+            fail_all(jobs, &error);
             return false;
         }
         if remedy == Remedy::Repeat && tries < TRIES {
@@ -341,15 +344,21 @@ async fn commit(connection: &Connection, jobs: Vec<Job>) -> bool {
             while let Some(job) = rest.next() {
                 if !Box::pin(commit(connection, vec![job])).await {
                     let error = StoreError::Unreachable("the connection was lost".into());
-                    rest.for_each(|job| job.fail(&error));
+                    fail_all(rest, &error);
                     return false;
                 }
             }
             return true;
         }
         let error = fault.to_store_error(&connection.shared().address.shown);
-        jobs.into_iter().for_each(|job| job.fail(&error));
+        fail_all(jobs, &error);
         return true;
+    }
+}
+
+fn fail_all(jobs: impl IntoIterator<Item = Job>, error: &StoreError) {
+    for job in jobs {
+        job.fail(error);
     }
 }
 

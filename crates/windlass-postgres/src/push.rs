@@ -12,7 +12,7 @@ use windlass_core::{DeadReason, Due, Envelope, Failure, QueueName, State, TaskId
 
 use crate::connection::Connection;
 use crate::errors::Fault;
-use crate::rows::{self, micros, reason_code, state_code, to_json};
+use crate::rows::{self, column, micros, reason_code, state_code, to_json};
 use crate::tx::Tx;
 use crate::wake::Effects;
 
@@ -134,27 +134,24 @@ pub(crate) async fn insert(connection: &Connection, now: Option<i64>, tasks: &[&
     if tasks.is_empty() {
         return Ok(Vec::new());
     }
-    fn list<'a, T>(tasks: &'a [&'a NewTask], of: impl Fn(&'a NewTask) -> T) -> Vec<T> {
-        tasks.iter().map(|task| of(task)).collect()
-    }
     connection
         .query(
             INSERT,
             &[
                 &now,
-                &list(tasks, |task| task.id_text.as_str()),
-                &list(tasks, |task| task.queue.as_str()),
-                &list(tasks, |task| task.name.as_str()),
-                &list(tasks, |task| task.priority),
-                &list(tasks, |task| task.after),
-                &list(tasks, |task| task.at),
-                &list(tasks, |task| task.has_flow),
-                &list(tasks, |task| task.expires),
-                &list(tasks, |task| task.keep),
-                &list(tasks, NewTask::guard),
-                &list(tasks, |task| task.key.as_deref()),
-                &list(tasks, |task| task.workflow.as_deref()),
-                &list(tasks, |task| task.body.as_str()),
+                &column(tasks, |task| task.id_text.as_str()),
+                &column(tasks, |task| task.queue.as_str()),
+                &column(tasks, |task| task.name.as_str()),
+                &column(tasks, |task| task.priority),
+                &column(tasks, |task| task.after),
+                &column(tasks, |task| task.at),
+                &column(tasks, |task| task.has_flow),
+                &column(tasks, |task| task.expires),
+                &column(tasks, |task| task.keep),
+                &column(tasks, NewTask::guard),
+                &column(tasks, |task| task.key.as_deref()),
+                &column(tasks, |task| task.workflow.as_deref()),
+                &column(tasks, |task| task.body.as_str()),
             ],
         )
         .await

@@ -114,6 +114,11 @@ pub(crate) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// One column of many rows, as a list for `unnest`.
+pub(crate) fn column<'a, R, T>(rows: &'a [&'a R], of: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(|row| of(row)).collect()
+}
+
 /// Text that PostgreSQL can keep: everything but the character 0.
 pub(crate) fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")

@@ -15,7 +15,7 @@ use crate::connection::Connection;
 use crate::errors::Fault;
 use crate::flow::apply;
 use crate::lanes::{SettledRows, Settling};
-use crate::rows::{self, micros, priority_of, reason_code, state_code, storable, to_json, value};
+use crate::rows::{self, column, micros, priority_of, reason_code, state_code, storable, to_json, value};
 use crate::tx::Tx;
 
 /// Ends tasks: `$1` the given time, then lists. Only the claim with this fence, in this state, is ended.
@@ -192,24 +192,21 @@ pub(crate) async fn end(
     if ends.is_empty() {
         return Ok(HashSet::new());
     }
-    fn list<'a, T>(ends: &'a [&'a End], of: impl Fn(&'a End) -> T) -> Vec<T> {
-        ends.iter().map(|end| of(end)).collect()
-    }
     let rows = connection
         .query(
             END,
             &[
                 &now,
-                &list(ends, |end| end.seq),
-                &list(ends, |end| end.id_text.as_str()),
-                &list(ends, |end| end.fence),
-                &list(ends, |end| end.was),
-                &list(ends, |end| end.becomes),
-                &list(ends, |end| end.crashes),
-                &list(ends, |end| end.result.as_deref()),
-                &list(ends, |end| end.skipped.as_deref()),
-                &list(ends, |end| end.reason),
-                &list(ends, |end| end.failure.as_deref()),
+                &column(ends, |end| end.seq),
+                &column(ends, |end| end.id_text.as_str()),
+                &column(ends, |end| end.fence),
+                &column(ends, |end| end.was),
+                &column(ends, |end| end.becomes),
+                &column(ends, |end| end.crashes),
+                &column(ends, |end| end.result.as_deref()),
+                &column(ends, |end| end.skipped.as_deref()),
+                &column(ends, |end| end.reason),
+                &column(ends, |end| end.failure.as_deref()),
             ],
         )
         .await?;
@@ -222,22 +219,19 @@ pub(crate) async fn send_back(connection: &Connection, now: Option<i64>, backs: 
     if backs.is_empty() {
         return Ok(done);
     }
-    fn list<'a, T>(backs: &'a [&'a Back], of: impl Fn(&'a Back) -> T) -> Vec<T> {
-        backs.iter().map(|back| of(back)).collect()
-    }
     let rows = connection
         .query(
             SEND_BACK,
             &[
                 &now,
-                &list(backs, |back| back.seq),
-                &list(backs, |back| back.id_text.as_str()),
-                &list(backs, |back| back.fence),
-                &list(backs, |back| back.becomes),
-                &list(backs, |back| back.after),
-                &list(backs, |back| back.unspent),
-                &list(backs, |back| back.crashes),
-                &list(backs, |back| back.failure.as_deref()),
+                &column(backs, |back| back.seq),
+                &column(backs, |back| back.id_text.as_str()),
+                &column(backs, |back| back.fence),
+                &column(backs, |back| back.becomes),
+                &column(backs, |back| back.after),
+                &column(backs, |back| back.unspent),
+                &column(backs, |back| back.crashes),
+                &column(backs, |back| back.failure.as_deref()),
             ],
         )
         .await?;
@@ -378,10 +372,7 @@ pub(crate) struct Held {
     envelope: Option<Box<Envelope>>,
 }
 
-/// The columns that [`held_of`] reads, of rows `l`.
-pub(crate) const HELD: &str = "l.seq, l.id, l.fence, l.state, l.cancel, l.crashes, l.name, l.queue, l.priority, CASE WHEN l.has_flow THEN l.body END";
-
-/// A row of [`HELD`].
+/// A task from the columns that [`held`] names, and the statements of [`crate::tick`].
 pub(crate) fn held_of(row: &tokio_postgres::Row) -> Result<Held, Fault> {
     let id = rows::id_of(row, 1)?;
     let envelope = match value::<Option<&str>>(row, 9)? {

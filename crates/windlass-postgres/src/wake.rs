@@ -192,7 +192,9 @@ mod tests {
         let mut heard = Effects::default();
         let notes = told.notes();
         assert!(notes.len() > 3 && notes.iter().all(|note| note.len() < 8_000), "ids are told in several notes");
-        notes.iter().for_each(|note| heard.hear(note));
+        for note in &notes {
+            heard.hear(note);
+        }
         assert_eq!((heard.queues, heard.ended, heard.scheduled, heard.all), (told.queues, told.ended, true, false));
         heard.scheduled = false;
         let mut heard = Effects::default();
