@@ -314,7 +314,7 @@ end
 local function new_rows(amount)
   local last = call('INCRBY', P .. 'seq', amount)
   if last == amount then
-    last = math.floor(now / 1000000) * 10000 + amount
+    last = math.floor(now / 100) + amount
     call('SET', P .. 'seq', string.format('%.0f', last))
   end
   return last - amount
