@@ -168,6 +168,43 @@ async fn a_socket_of_this_machine_is_a_way_to_the_server() {
 }
 
 #[tokio::test]
+async fn tls_is_verified_by_the_authority_that_the_url_names() {
+    let files = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str| files.path().join(name).display().to_string();
+    make_certificates(files.path());
+    let tls_port = free_port();
+    let options = [
+        ["--tls-port", &tls_port.to_string()],
+        ["--tls-cert-file", &file("server.pem")],
+        ["--tls-key-file", &file("server.key")],
+        ["--tls-ca-cert-file", &file("ca.pem")],
+        ["--tls-auth-clients", "no"],
+    ];
+    let _redis = Redis::start_with(options.as_flattened());
+    let url = format!("rediss://localhost:{tls_port}?namespace=tls&ca={}", file("ca.pem"));
+    let location: windlass_redis::Location = url.parse().expect("a URL");
+    let store = RedisStore::open(location, windlass_redis::Options::default()).await;
+    every_verb_works(&store.unwrap_or_else(|error| panic!("{error}"))).await;
+    let error = common::refused(&format!("rediss://localhost:{tls_port}")).await;
+    let text = error.to_string();
+    assert!(matches!(error, windlass_core::StoreError::Broken(_)) && text.contains("TLS handshake"), "{text}");
+}
+
+/// An authority, and a certificate of it for this machine.
+fn make_certificates(folder: &std::path::Path) {
+    std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+        .expect("the folder can be written");
+    for command in [
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=authority",
+        "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost",
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile names",
+    ] {
+        let made = Command::new("openssl").args(command.split(' ')).current_dir(folder).output();
+        assert!(made.expect("openssl is installed").status.success(), "openssl {command}");
+    }
+}
+
+#[tokio::test]
 async fn namespaces_and_databases_do_not_see_each_other() {
     let redis = Redis::start();
     let one = open(&redis.url()).await;

@@ -75,7 +75,7 @@ end
 -- Leases rows that are the first of their lanes; answers how many were taken.
 local function hand_out(queue, rows)
   local tasks, leases, gone, kept = {}, {}, {}, {}
-  local until_ = now + lease
+  local until_ = string.format('%.0f', now + lease)
   local before = #taken
   for i = 1, #rows do
     local row = rows[i]

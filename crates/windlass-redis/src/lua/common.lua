@@ -31,7 +31,7 @@ local HISTORY_MAX = 20
 
 local function has(flags, flag) return band(flags, flag) ~= 0 end
 local function without(flags, flag) return band(flags, bit.bnot(flag)) end
-local function row_text(number) return string.format('%014.0f', number) end
+local function row_text(number) return string.format('%014d', number) end
 
 -- A command with many values, in slices: Lua takes a few thousand values in one call.
 local function many(command, key, values)
@@ -61,12 +61,14 @@ local raw, changed, order     -- packed tasks by row; those to be written
 local bodies, ids_new         -- field and value in turn
 local ids                     -- id to row, or false
 local zsets                   -- key to row to score, or false for a row that is taken out
-local lanes                   -- key of a lane to queue and name
+local lanes, lane_keys        -- key of a lane to queue and name, and back
 local counts, blocks          -- changes
 local queues                  -- queues that got a task
 local fresh, early            -- tasks that became ready, the earliest due time, by queue
 local ended                   -- ids that ended
 local extras                  -- what `extra` says, by row
+local now_text                -- a score that many tasks get is written once: that costs more than to store it
+local rank_texts              -- the same by priority, of tasks that are ready now
 
 local function begin()
   -- There is nothing to call while a library is defined.
@@ -81,8 +83,9 @@ local function begin()
   TASK, BODY, ID = P .. 'task', P .. 'body', P .. 'id'
   LEASE, ENDED, DEAD, FORGET = P .. 'lease', P .. 'ended', P .. 'dead', P .. 'forget'
   PARKED, EXPIRES = P .. 'parked', P .. 'expires'
-  raw, changed, order, bodies, ids_new, ids, zsets, lanes = {}, {}, {}, {}, {}, {}, {}, {}
+  raw, changed, order, bodies, ids_new, ids, zsets, lanes, lane_keys = {}, {}, {}, {}, {}, {}, {}, {}, {}
   counts, blocks, queues, fresh, early, ended, extras = {}, {}, {}, {}, {}, {}, {}
+  now_text, rank_texts = string.format('%.0f', now), {}
 end
 
 local function fetch(rows)
@@ -135,13 +138,26 @@ local function put(key, row, score)
 end
 
 local function count(queue, state, by)
-  local field = queue .. ' ' .. state
-  counts[field] = (counts[field] or 0) + by
+  local of_queue = counts[queue]
+  if not of_queue then
+    of_queue = {}
+    counts[queue] = of_queue
+  end
+  of_queue[state] = (of_queue[state] or 0) + by
 end
 
 local function lane(queue, name)
-  local key = P .. 'ready:' .. queue .. ' ' .. name
-  if not lanes[key] then lanes[key] = { queue, name } end
+  local of_queue = lane_keys[queue]
+  if not of_queue then
+    of_queue = {}
+    lane_keys[queue] = of_queue
+  end
+  local key = of_queue[name]
+  if not key then
+    key = P .. 'ready:' .. queue .. ' ' .. name
+    of_queue[name] = key
+    lanes[key] = { queue, name }
+  end
   return key
 end
 
@@ -291,8 +307,10 @@ local function flush()
       call('SREM', P .. 'lanes:' .. lanes[key][1], lanes[key][2])
     end
   end
-  for field, by in pairs(counts) do
-    if by ~= 0 then call('HINCRBY', P .. 'counts', field, by) end
+  for queue, states in pairs(counts) do
+    for state, by in pairs(states) do
+      if by ~= 0 then call('HINCRBY', P .. 'counts', queue .. ' ' .. state, by) end
+    end
   end
   for queue in pairs(queues) do call('SADD', P .. 'queues', queue) end
   for block, by in pairs(blocks) do
@@ -396,7 +414,8 @@ local function add(row, id, queue, name, priority, due, more, body, state, reaso
   if state == READY and not has(flags, F_EXPIRES) then
     -- What nearly every task is: without a table for it.
     keep(row, struct.pack(FORM, READY, priority, flags, NO_REASON, 0, 0, 0, 0, rank, now, 0, queue, name, '', id))
-    put(lane(queue, name), row, rank)
+    if not rank_texts[priority] then rank_texts[priority] = string.format('%.0f', rank) end
+    put(lane(queue, name), row, rank_texts[priority])
     count(queue, READY, 1)
     fresh[queue] = (fresh[queue] or 0) + 1
     return
@@ -409,7 +428,7 @@ end
 -- The task that has the id or the unique key of a new one.
 local function conflict(id, more)
   if row_of(id) then return id end
-  if more ~= '' then
+  if string.find(more, '"guard"', 1, true) then
     local guard = cjson.decode(more).guard
     if guard then return holder(guard) end
   end

@@ -41,7 +41,7 @@ local function settle(i)
       keep(row, struct.pack(FORM, SUCCEEDED, priority, flags, reason, attempt, 0, fence, now, rank, enqueued, started,
         queue, name, node, id))
       put(LEASE, row, false)
-      put(ENDED, row, now)
+      put(ENDED, row, now_text)
       count(queue, RUNNING, -1)
       count(queue, SUCCEEDED, 1)
       ended[#ended + 1] = id
