@@ -90,7 +90,9 @@ async fn listen(shared: &Arc<Shared>) {
     let mut listening = shared.bell.listening.subscribe();
     if !shared.bell.started.swap(true, Ordering::AcqRel) {
         let weak = Arc::downgrade(shared);
+        let listener = Listener(weak.clone());
         tokio::spawn(async move {
+            let _listener = listener;
             while let Some(shared) = weak.upgrade() {
                 if !hear(&shared).await {
                     return;
@@ -102,6 +104,18 @@ async fn listen(shared: &Arc<Shared>) {
     }
     // Not to listen yet is no error: it only takes longer to notice something.
     let _ = tokio::time::timeout(LISTEN_WITHIN, listening.wait_for(|listening| *listening)).await;
+}
+
+/// Somebody listens. A runtime that ends takes its tasks along: then the next who waits begins anew.
+struct Listener(std::sync::Weak<Shared>);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.bell.listening.send_replace(false);
+            shared.bell.started.store(false, Ordering::Release);
+        }
+    }
 }
 
 /// Listens until the connection breaks. Answers whether to listen again.

@@ -175,6 +175,33 @@ async fn a_claim_is_woken_though_its_listening_connection_was_killed() {
     }
 }
 
+#[test]
+fn a_store_outlives_the_runtime_that_opened_it() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let redis = Redis::start();
+    let first = runtime();
+    let store = Arc::new(first.block_on(open(&redis.url())));
+    let nothing = first.block_on(store.claim(&demand(1, Duration::from_millis(20)))).expect("the store answers");
+    assert!(nothing.is_empty());
+    drop(first);
+    runtime().block_on(async {
+        // The connection ended with the runtime that it was made in.
+        until_back(|| store.counts()).await;
+        // The claim of that runtime may have left its name behind.
+        redis.cli(&["DEL", redis.cli(&["KEYS", "*:wait:default"]).as_str()]);
+        let waiting = {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.claim(&demand(1, PATIENCE)).await })
+        };
+        wait_for_waiting_claims(&redis, 1).await;
+        let began = Instant::now();
+        store.push(&push_of([task("work")])).await.expect("the store answers");
+        assert_eq!(waiting.await.expect("it does not panic").expect("the store answers").len(), 1);
+        assert!(began.elapsed() < Duration::from_millis(600), "woken, not found by a look: {:?}", began.elapsed());
+    });
+}
+
 /// Waits until so many claims have left their names.
 async fn wait_for_waiting_claims(redis: &Redis, wanted: usize) {
     let began = Instant::now();
