@@ -226,6 +226,8 @@ async fn a_full_server_refuses_new_tasks_and_lets_the_others_be_worked_off() {
     let error = store.push(&push_of([Envelope { args, ..task("large") }])).await.expect_err("there is no memory");
     assert!(matches!(error, StoreError::NoSpace(_)) && error.to_string().contains("maxmemory"), "{error}");
     assert_eq!(store.counts().await.expect("the store answers"), before, "nothing of it was stored");
+    // A worker that is started now can help.
+    open(&redis.url()).await;
     for _ in 0..10 {
         let claim = claim_one(&store).await;
         let answer = store.settle(&[settled(&claim, succeeded())]).await.expect("what makes room is let through");
