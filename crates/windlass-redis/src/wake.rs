@@ -121,6 +121,7 @@ impl Drop for Listener {
 /// Listens until the connection breaks. Answers whether to listen again.
 async fn hear(shared: &Arc<Shared>) -> bool {
     let mut closing = shared.bell.closing.subscribe();
+    // tidy: allow(unbounded): the client library hands messages over without waiting; they are short and taken at once
     let (sender, mut heard) = mpsc::unbounded_channel();
     let mut connection = match shared.link.listen(sender).await {
         Ok(connection) => connection,

@@ -43,6 +43,7 @@ async fn a_lease_ends_by_the_clock_of_the_server() {
     let claims = store.claim(&short).await.expect("the store answers");
     while store.tick(&node()).await.expect("the store answers").rescued == 0 {
         assert!(began.elapsed() < PATIENCE, "the lease ends");
+        // tidy: allow(sleep): the time is the server's own
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(began.elapsed() >= lease, "not before its end");
@@ -103,6 +104,7 @@ async fn a_connection_that_broke_while_nothing_happened_costs_nobody_an_error() 
     store.push(&push_of([task("work")])).await.expect("the store answers");
     proxy.cut();
     // The end of a connection arrives like everything else: a moment later.
+    // tidy: allow(sleep): the end of a connection arrives a moment later, without an event
     tokio::time::sleep(Duration::from_millis(100)).await;
     store.push(&push_of([task("work")])).await.expect("the store answers over a new connection");
 }
@@ -211,6 +213,7 @@ async fn wait_for_waiting_claims(redis: &Redis, wanted: usize) {
             return;
         }
         assert!(began.elapsed() < PATIENCE, "a claim waits");
+        // tidy: allow(sleep): the server tells nobody who waits
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -283,6 +286,7 @@ async fn nothing_is_left_of_tasks_that_retention_removed() {
             .map(|(number, claim)| settled(claim, if number % 2 == 0 { succeeded() } else { dead.clone() }))
             .collect();
         store.settle(&ends).await.expect("the store answers");
+        // tidy: allow(sleep): the time is the server's own
         tokio::time::sleep(Duration::from_millis(5)).await;
         let began = Instant::now();
         while redis.cli(&["HLEN", "{windlass}:task"]) != "0" {

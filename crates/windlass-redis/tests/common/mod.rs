@@ -84,6 +84,7 @@ impl Redis {
         // A server that wants a password answers as well.
         while !["PONG", "NOAUTH"].iter().any(|answer| self.cli(&["ping"]).contains(answer)) {
             assert!(began.elapsed() < PATIENCE, "the server starts");
+            // tidy: allow(sleep): a server that starts tells nobody
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -189,6 +190,7 @@ fn pump(from: &mut TcpStream, to: &mut TcpStream, state: &ProxyState, goes_on: i
     let mut bytes = vec![0; 64 * 1024];
     while let Ok(count) = from.read(&mut bytes) {
         while state.stalled.load(Ordering::SeqCst) {
+            // tidy: allow(sleep): a stalled network has no event
             std::thread::sleep(Duration::from_millis(5));
         }
         if count == 0 || !goes_on(state) || to.write_all(&bytes[..count]).is_err() {
@@ -262,6 +264,7 @@ pub(crate) async fn until_back<T, F: Future<Output = Result<T, StoreError>>>(mut
             Err(error) => {
                 assert!(error.is_transient(), "{error}");
                 assert!(began.elapsed() < PATIENCE, "the store comes back: {error}");
+                // tidy: allow(sleep): a server that comes back tells nobody
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
