@@ -125,6 +125,25 @@ async fn a_server_that_stalls_is_unreachable_and_not_waited_for_for_ever() {
 }
 
 #[tokio::test]
+async fn requests_that_wait_for_one_connection_fail_together() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.address());
+    let store = Arc::new(open(&proxy.url()).await);
+    proxy.stall();
+    proxy.cut();
+    let began = Instant::now();
+    let pushes = (0..4).map(|_| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.push(&push_of([task("work")])).await })
+    });
+    for pushed in pushes.collect::<Vec<_>>() {
+        let error = pushed.await.expect("it does not panic").expect_err("nothing comes back");
+        assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(12), "not one after the other: {:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_claim_can_be_settled_after_the_server_was_killed() {
     let mut redis = Redis::start();
     let store = open(&redis.url()).await;
