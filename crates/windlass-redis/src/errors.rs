@@ -95,7 +95,9 @@ fn of_connection(error: &RedisError, said: &str, at: &str) -> StoreError {
         ));
     }
     if error.is_timeout() {
-        return unreachable(format!("{at} does not answer; look whether it is stopped or behind a firewall"));
+        // A port without TLS waits for the end of a line that never comes.
+        let tls = if at.starts_with("`rediss") { ", and whether this is its TLS port" } else { "" };
+        return unreachable(format!("{at} does not answer; look whether it is stopped or behind a firewall{tls}"));
     }
     if error.is_connection_refusal() {
         return unreachable(format!("nothing listens at {at} ({said}); start the server or correct the URL"));

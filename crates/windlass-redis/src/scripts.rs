@@ -87,7 +87,7 @@ impl Script {
 
     /// Whether it stores something new, which a full server refuses.
     fn needs_memory(self) -> bool {
-        matches!(self, Self::Open | Self::Push | Self::Schedule)
+        matches!(self, Self::Push | Self::Schedule)
     }
 
     fn writes(self) -> bool {

@@ -34,8 +34,15 @@ local function push_next(new, input)
   forget_story(t)
   if has(t.flags, F_STORY) then call('HDEL', P .. 'history', row) end
   t.flags = without(t.flags, F_STORY)
-  bodies[#bodies + 1] = row
-  bodies[#bodies + 1] = body_of(new, input)
+  t.body = body_of(new, input)
+  if #t.body > SHORT_BODY then
+    bodies[#bodies + 1] = row
+    bodies[#bodies + 1] = t.body
+    t.body, t.flags = '', bor(t.flags, F_LARGE)
+  elseif has(t.flags, F_LARGE) then
+    call('HDEL', BODY, row)
+    t.flags = without(t.flags, F_LARGE)
+  end
   queues[new[2]] = true
   t.queue, t.name, t.priority, t.state, t.at = new[2], new[3], tonumber(new[4]), READY, 0
   set_ready_at(t, now)

@@ -5,7 +5,7 @@
 -- once, twice and so on: as often as makes them poison.
 --
 -- Answers: the time, the epoch, rescued, ended, pruned, the next slot (-1 for none), orders, ids to be cancelled, and what the
--- caller must end: verdict, row, packed task, body and crashes in turn.
+-- caller must end: verdict, row, packed task, large body and crashes in turn.
 
 local node, doubt, expected = ARGV[5], ARGV[6] == '1', tonumber(ARGV[7])
 local parked_for, most = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -22,7 +22,7 @@ local function leave_to_caller(verdict, t, crashes)
   by_caller[#by_caller + 1] = verdict
   by_caller[#by_caller + 1] = t.row
   by_caller[#by_caller + 1] = raw[t.row]
-  by_caller[#by_caller + 1] = call('HGET', BODY, t.row)
+  by_caller[#by_caller + 1] = large_body(t)
   by_caller[#by_caller + 1] = crashes
 end
 
