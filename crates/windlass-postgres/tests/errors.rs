@@ -27,7 +27,10 @@ fn url_as(user: &str, schema: &str) -> String {
         tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
     };
     let port = config.get_ports().first().copied().unwrap_or(5432);
-    format!("postgres://{user}:s3cret@{host}:{port}/{}?schema={schema}&connections=1", config.get_dbname().expect("a database"))
+    format!(
+        "postgres://{user}:s3cret@{host}:{port}/{}?schema={schema}&connections=1",
+        config.get_dbname().expect("a database")
+    )
 }
 
 /// A role of the test's own.
@@ -100,8 +103,10 @@ async fn a_server_without_tls_is_refused_when_tls_is_asked_for() {
 async fn a_server_that_does_not_answer_is_unreachable() {
     // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-    for url in [format!("postgres://me:s3cret@127.0.0.1:{port}/app"), "postgres://me:s3cret@no-such-host.invalid/app".to_owned()]
-    {
+    for url in [
+        format!("postgres://me:s3cret@127.0.0.1:{port}/app"),
+        "postgres://me:s3cret@no-such-host.invalid/app".to_owned(),
+    ] {
         let error = refused(&url).await;
         assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
         assert!(error.to_string().contains("check host and port"), "{error}");
@@ -183,7 +188,8 @@ async fn a_store_whose_other_lanes_find_no_connection_works_with_the_one_that_it
         .await
         .expect("granted");
     let url = url_as(&role.0, name).replace("connections=1", "connections=4");
-    let store = std::sync::Arc::new(PostgresStore::connect(&url, Options::default()).await.expect("one connection is enough"));
+    let store =
+        std::sync::Arc::new(PostgresStore::connect(&url, Options::default()).await.expect("one connection is enough"));
     let pushes: Vec<_> = (0..20)
         .map(|_| {
             let store = std::sync::Arc::clone(&store);
@@ -257,7 +263,11 @@ async fn a_store_says_what_its_server_promises() {
     let info = store.info().await.expect("info");
     assert_eq!(info.kind, "postgres");
     assert!(info.location.contains(schema.name()) && !info.location.contains("postgres@"), "{}", info.location);
-    assert!(info.durability.contains("synchronous_commit=on") && info.durability.contains("fsync="), "{}", info.durability);
+    assert!(
+        info.durability.contains("synchronous_commit=on") && info.durability.contains("fsync="),
+        "{}",
+        info.durability
+    );
     assert!(info.size_bytes.is_some_and(|size| size > 0));
     let fsync = info.checks.iter().find(|check| check.name == "fsync").expect("a check");
     let says_on = info.durability.contains("fsync=on");

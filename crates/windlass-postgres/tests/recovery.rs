@@ -123,7 +123,10 @@ async fn connections_that_the_server_ends_are_opened_anew() {
         // All of them: the lanes, and the one that listens.
         client()
             .await
-            .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", &[&application])
+            .execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+                &[&application],
+            )
             .await
             .expect("terminated");
         let envelope = task();
@@ -160,7 +163,8 @@ async fn times_are_those_of_the_server() {
     let store = store(&schema).await;
     let envelope = task();
     let now = || async {
-        let row = client().await.query_one("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint", &[]).await;
+        let row =
+            client().await.query_one("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint", &[]).await;
         row.expect("the time").get::<_, i64>(0)
     };
     let before = now().await;
@@ -206,7 +210,8 @@ async fn names_that_are_paused_or_left_to_others_are_not_walked_over() {
 async fn many_tasks_leave_no_bloat() {
     const TASKS: usize = 100_000;
     let schema = Schema::new();
-    let options = Options { retention: Retention { finished_max: 1_000, ..Retention::default() }, ..Options::default() };
+    let options =
+        Options { retention: Retention { finished_max: 1_000, ..Retention::default() }, ..Options::default() };
     let store = PostgresStore::connect(&schema.url(), options).await.expect("a store");
     let name = schema.name();
     let size = || async {
@@ -243,7 +248,8 @@ async fn days_of_which_nothing_is_kept_are_dropped_whole() {
     let schema = Schema::new();
     let clock = windlass_testkit::TestClock::at(Timestamp::from_secs(1_800_000_000));
     let retention = Retention { finished: Duration::from_secs(7 * 86_400), ..Retention::default() };
-    let options = Options { retention, time: windlass_postgres::Time::Given(Arc::new(clock.clone())), ..Options::default() };
+    let options =
+        Options { retention, time: windlass_postgres::Time::Given(Arc::new(clock.clone())), ..Options::default() };
     let store = PostgresStore::connect(&schema.url(), options).await.expect("a store");
     let envelope = task();
     store.push(&push(vec![envelope.clone()])).await.expect("pushed");

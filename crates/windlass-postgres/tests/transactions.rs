@@ -94,7 +94,9 @@ async fn sql_enqueues_in_its_own_transaction() {
     let client = client().await;
     let name = schema.name();
     client
-        .batch_execute(&format!("BEGIN; SELECT {name}.enqueue('never'); ROLLBACK; BEGIN; SELECT {name}.enqueue('plain'); COMMIT"))
+        .batch_execute(&format!(
+            "BEGIN; SELECT {name}.enqueue('never'); ROLLBACK; BEGIN; SELECT {name}.enqueue('plain'); COMMIT"
+        ))
         .await
         .expect("enqueued");
     let claim = store.claim(&demand(5)).await.expect("claimed").remove(0);
@@ -115,7 +117,8 @@ async fn sql_sets_every_option() {
     );
     let id: String = client.query_one(&sql, &[]).await.expect("enqueued").get(0);
     assert_eq!(id, "order-1017");
-    let claims = store.claim(&Demand { queues: vec!["mails".parse().expect("a name")], ..demand(5) }).await.expect("claimed");
+    let claims =
+        store.claim(&Demand { queues: vec!["mails".parse().expect("a name")], ..demand(5) }).await.expect("claimed");
     let envelope = &claims[0].envelope;
     assert_eq!(envelope.args, Args::parse(r#"{"to": "somebody", "copies": 2}"#).expect("JSON"));
     assert_eq!((envelope.priority, envelope.retries), (Priority::FIRST, Some(3)));

@@ -36,7 +36,11 @@ async fn forget(schema: &str) {
 }
 
 fn task() -> Envelope {
-    Envelope::new(TaskName::known("send_invoice"), QueueName::default(), Args::parse(r#"{"order":1017}"#).expect("JSON"))
+    Envelope::new(
+        TaskName::known("send_invoice"),
+        QueueName::default(),
+        Args::parse(r#"{"order":1017}"#).expect("JSON"),
+    )
 }
 
 async fn tasks(store: &PostgresStore) -> Vec<(Envelope, State)> {
