@@ -53,7 +53,7 @@ async fn a_task_is_there_when_its_transaction_commits() {
     let (store, schema) = store().await;
     let mut connection = connection().await;
     let mut transaction = connection.begin().await.expect("a transaction");
-    let (now, later) = (task(), Envelope { due: Due::After(Duration::from_secs(60)), ..task() });
+    let (now, later) = (task(), Envelope { due: Due::After(Duration::from_secs(90)), ..task() });
     assert_eq!(enqueue_in(&mut transaction, &schema, &now).await.expect("enqueued"), Pushed::Stored);
     assert_eq!(enqueue_in(&mut transaction, &schema, &later).await.expect("enqueued"), Pushed::Stored);
     assert_eq!(tasks(&store).await, [], "nobody sees it before");
