@@ -224,3 +224,92 @@ pub(crate) async fn renew(
         })
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+
+    /// How many tasks wait; a walk over all of them would show.
+    const BACKLOG: i64 = 200_000;
+
+    /// The plan of a statement with this backlog, as the lanes would run it, and what it did.
+    async fn plan(statement: &str, types: &str, values: &str) -> String {
+        let url = std::env::var("WINDLASS_TEST_POSTGRES_URL").unwrap_or_else(|_| {
+            panic!("WINDLASS_TEST_POSTGRES_URL is not set; run `cargo xtask servers -- cargo nextest run -p windlass-postgres`")
+        });
+        let name = format!("t_{}", windlass_core::TaskId::random().to_string().replace('-', ""));
+        let joint = if url.contains('?') { '&' } else { '?' };
+        let address = format!("{url}{joint}schema={name}&connections=1");
+        let store = crate::PostgresStore::connect(&address, crate::Options::default()).await.expect("a store");
+        let client = crate::connection::connect(&store.shared).await.expect("a connection");
+        // Nothing has analysed the table: the planner knows as little as on the first day.
+        client
+            .batch_execute(&store.shared.sql(&format!(
+                "ALTER TABLE windlass.live SET (autovacuum_enabled = off); \
+                 INSERT INTO windlass.live (id, queue, name, priority, state, at, rank, enqueued_at, has_flow, body) \
+                 SELECT 'task-' || n, 'default', CASE WHEN n <= {BACKLOG} / 2 THEN 'shut' ELSE 'open' END, 5, 1, 0, n, 0, false, \
+                 '{{\"v\":1}}' FROM generate_series(1, {BACKLOG}) n; \
+                 PREPARE question ({types}) AS {statement}"
+            )))
+            .await
+            .expect("a backlog");
+        let sql = format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) EXECUTE question ({values})");
+        let lines = client.simple_query(&sql).await.expect("a plan");
+        let lines = lines.iter().filter_map(|line| match line {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        let plan = lines.collect::<Vec<_>>().join("\n");
+        client
+            .batch_execute(&store.shared.sql("DROP SCHEMA windlass CASCADE").replace("windlass", &name))
+            .await
+            .expect("dropped");
+        assert_eq!(schema::for_schema("windlass.live", &name, "c"), format!("{name}.live"));
+        plan
+    }
+
+    /// The rows that the steps of a plan have read of the backlog, at most.
+    fn most_rows(plan: &str) -> i64 {
+        let rows = plan.split("actual rows=").skip(1).filter_map(|rest| {
+            let (rows, rest) = rest.split_once(' ')?;
+            let loops = rest.split_once("loops=")?.1.split(')').next()?;
+            Some(rows.parse::<f64>().ok()? as i64 * loops.parse::<i64>().ok()?)
+        });
+        let removed = plan
+            .split("Rows Removed by Filter: ")
+            .skip(1)
+            .filter_map(|rest| rest.lines().next()?.trim().parse::<i64>().ok());
+        rows.chain(removed).max().unwrap_or(i64::MAX)
+    }
+
+    #[tokio::test]
+    async fn a_claim_reads_no_more_of_a_backlog_than_it_takes() {
+        let plan =
+            plan(CLAIM, "bigint, text[], bigint, bigint, text", "NULL, ARRAY['default'], 100, 30000000, 'node-1'")
+                .await;
+        assert!(plan.contains("using live_ready on live"), "{plan}");
+        assert!(!plan.contains("Seq Scan on live"), "{plan}");
+        assert!(most_rows(&plan) <= 100, "{plan}");
+    }
+
+    #[tokio::test]
+    async fn a_claim_does_not_read_the_tasks_of_names_that_it_leaves_to_others() {
+        let plan = plan(
+            CLAIM_BY_NAME,
+            "bigint, text[], bigint, bigint, text, text[]",
+            "NULL, ARRAY['default'], 100, 30000000, 'node-1', ARRAY['shut']",
+        )
+        .await;
+        assert!(plan.contains("using live_ready_name on live"), "{plan}");
+        assert!(!plan.contains("Seq Scan on live"), "{plan}");
+        assert!(most_rows(&plan) <= 100, "{plan}");
+    }
+
+    #[tokio::test]
+    async fn making_due_tasks_ready_reads_nothing_of_those_that_are() {
+        let plan = plan(PROMOTE, "bigint, bigint", "NULL, 1000").await;
+        assert!(plan.contains("using live_moment on live"), "{plan}");
+        assert!(most_rows(&plan) <= 1, "{plan}");
+    }
+}

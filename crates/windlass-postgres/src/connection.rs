@@ -76,7 +76,11 @@ pub(crate) async fn connect(shared: &Shared) -> Result<Client, StoreError> {
 impl Connection {
     /// Opens a connection and prepares what is used all the time.
     pub(crate) async fn open(shared: &Arc<Shared>) -> Result<Self, StoreError> {
-        let client = connect(shared).await?;
+        Self::on(connect(shared).await?, shared).await
+    }
+
+    /// Goes on with an open connection.
+    pub(crate) async fn on(client: Client, shared: &Arc<Shared>) -> Result<Self, StoreError> {
         let connection = Self { client, shared: Arc::clone(shared), prepared: Mutex::default() };
         let hot = [
             push::INSERT,

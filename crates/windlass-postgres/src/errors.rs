@@ -125,10 +125,7 @@ pub(crate) fn store_error(error: &tokio_postgres::Error, place: &str) -> StoreEr
         | &SqlState::INVALID_SCHEMA_NAME => StoreError::Broken(format!(
             "{place} does not have the tables that this version expects ({message}); run `windlass migrate up`"
         )),
-        &SqlState::READ_ONLY_SQL_TRANSACTION => unreachable(format!(
-            "{place} is read-only, a standby or set so ({message}); point the URL at the primary server, or set \
-             default_transaction_read_only = off; the work goes on by itself"
-        )),
+        &SqlState::READ_ONLY_SQL_TRANSACTION => unreachable(read_only(place, &message)),
         &SqlState::TOO_MANY_CONNECTIONS => unreachable(format!(
             "{place} has no free connection ({message}); raise max_connections, or lower `connections` in the URLs"
         )),
@@ -155,6 +152,13 @@ pub(crate) fn store_error(error: &tokio_postgres::Error, place: &str) -> StoreEr
     }
 }
 
+fn read_only(place: &str, said: &str) -> String {
+    format!(
+        "{place} is read-only, a standby or set so ({said}); point the URL at the primary server, or set \
+         default_transaction_read_only = off; the work goes on by itself"
+    )
+}
+
 fn connection_error(error: &tokio_postgres::Error, place: &str) -> StoreError {
     let mut said = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -171,6 +175,9 @@ fn connection_error(error: &tokio_postgres::Error, place: &str) -> StoreError {
             "{place} cannot be trusted or speaks no TLS ({said}); give its root certificate with sslrootcert=FILE, \
              turn TLS on in the server, or write sslmode=disable on a network that you trust"
         ));
+    }
+    if said.contains("does not allow writes") {
+        return StoreError::Unreachable(read_only(place, &said).into());
     }
     if said.contains("password missing") || said.contains("authentication") {
         return StoreError::Broken(format!("{place} wants a password ({said}); write it into the URL"));

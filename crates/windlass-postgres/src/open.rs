@@ -81,8 +81,7 @@ impl PostgresStore {
             schema::migrate(&client, &shared.address).await?;
         }
         retention::make_partitions(&shared, &client).await?;
-        drop(client);
-        let first = Connection::open(&shared).await?;
+        let first = Connection::on(client, &shared).await?;
         let lanes = Lanes::start(&shared, first);
         let listener = Listener::start(&shared);
         Ok(Self { lanes, listener, shared })
