@@ -33,13 +33,14 @@ UNION ALL SELECT NULL, 0, EXISTS (SELECT 1 FROM windlass.paused_name), NULL";
 /// Takes tasks in the order of rank: `$1` the given time, `$2` the queues, `$3` at most how many, `$4` the lease, `$5` the node.
 ///
 /// The rows are updated by their place in the table: they are locked, so they stay there, and no plan can make that slow.
-/// Expired tasks are named and left alone.
+/// Expired tasks are named and left alone. From a store that is closed nothing is taken; see [`crate::transfer::close`].
 pub(crate) const CLAIM: &str = "\
 WITH t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now), \
 p AS MATERIALIZED (SELECT b.ctid, b.seq, b.expires FROM unnest($2::text[]) AS q(name) CROSS JOIN LATERAL ( \
 SELECT l.ctid, l.seq, l.expires FROM windlass.live l WHERE l.state = 1 AND l.queue = q.name \
 AND NOT EXISTS (SELECT 1 FROM windlass.queue s WHERE s.name = q.name AND s.paused) \
 AND NOT EXISTS (SELECT 1 FROM windlass.paused_name) \
+AND NOT EXISTS (SELECT 1 FROM windlass.meta WHERE key = 'closed') \
 ORDER BY l.rank, l.seq LIMIT $3 FOR UPDATE OF l SKIP LOCKED) b LIMIT $3), \
 u AS (UPDATE windlass.live l SET state = 2, at = t.now + $4::bigint, node = $5::text, started_at = t.now, fence = l.fence + 1, \
 attempt = l.attempt + 1, progress = NULL FROM t \
@@ -53,7 +54,8 @@ UNION ALL SELECT p.seq, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FRO
 pub(crate) const CLAIM_BY_NAME: &str = "\
 WITH RECURSIVE t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now), \
 q AS MATERIALIZED (SELECT q.name, q.place FROM unnest($2::text[]) WITH ORDINALITY AS q(name, place) \
-WHERE NOT EXISTS (SELECT 1 FROM windlass.queue s WHERE s.name = q.name AND s.paused)), \
+WHERE NOT EXISTS (SELECT 1 FROM windlass.queue s WHERE s.name = q.name AND s.paused) \
+AND NOT EXISTS (SELECT 1 FROM windlass.meta WHERE key = 'closed')), \
 n AS (SELECT q.place, q.name AS queue, \
 (SELECT l.name FROM windlass.live l WHERE l.state = 1 AND l.queue = q.name ORDER BY l.name LIMIT 1) AS name FROM q \
 UNION ALL SELECT n.place, n.queue, (SELECT l.name FROM windlass.live l WHERE l.state = 1 AND l.queue = n.queue AND l.name > n.name \

@@ -97,6 +97,7 @@ pub(crate) fn again(error: &StoreError) -> StoreError {
         StoreError::Unreachable(source) => StoreError::Unreachable(source.to_string().into()),
         StoreError::Busy(text) => StoreError::Busy(text.clone()),
         StoreError::NoSpace(text) => StoreError::NoSpace(text.clone()),
+        StoreError::Denied(text) => StoreError::Denied(text.clone()),
         StoreError::Broken(text) => StoreError::Broken(text.clone()),
         StoreError::Rejected(text) => StoreError::Rejected(text.clone()),
     }
@@ -109,13 +110,13 @@ pub(crate) fn store_error(error: &tokio_postgres::Error, place: &str) -> StoreEr
     let code = said.code();
     let unreachable = |text: String| StoreError::Unreachable(text.into());
     match code {
-        &SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => StoreError::Broken(format!(
+        &SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => StoreError::Denied(format!(
             "{place} refused the user or the password ({message}); check both in the URL, and pg_hba.conf of the server"
         )),
         &SqlState::INVALID_CATALOG_NAME => StoreError::Broken(format!(
             "{place} has no such database ({message}); create it with `createdb`, or correct the URL"
         )),
-        &SqlState::INSUFFICIENT_PRIVILEGE => StoreError::Broken(format!(
+        &SqlState::INSUFFICIENT_PRIVILEGE => StoreError::Denied(format!(
             "this user may not do that in {place} ({message}); let the owner run `windlass migrate up` and grant USAGE on \
              the schema and all rights on its tables, sequences and functions"
         )),
@@ -180,7 +181,7 @@ fn connection_error(error: &tokio_postgres::Error, place: &str) -> StoreError {
         return StoreError::Unreachable(read_only(place, &said).into());
     }
     if said.contains("password missing") || said.contains("authentication") {
-        return StoreError::Broken(format!("{place} wants a password ({said}); write it into the URL"));
+        return StoreError::Denied(format!("{place} wants a password ({said}); write it into the URL"));
     }
     StoreError::Unreachable(
         format!("{place} does not answer ({said}); check host and port, and whether the server runs").into(),

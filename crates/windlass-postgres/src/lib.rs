@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Where to look: `sql/` the tables, `schema` their versions; `address` the URL, `tls`, `connection`, `open`; `lanes`, `tx` what a
-//! transaction is; `push`, `claim`, `settle`, `flow`, `command`, `tick`, `retention`, `fleet`, `schedules` one verb each; `read`,
+//! transaction is; `push`, `claim`, `settle`, `flow`, `command`, `tick`, `retention`, `fleet`, `schedules`, `transfer` one verb each; `read`,
 //! `listing`, `info` what people see; `wake`, `listen` waiting; `errors` what PostgreSQL's errors mean. `join` pushes within a
 //! transaction of the application's own; the function `windlass.enqueue` of the schema does the same for every language.
 //!
@@ -71,6 +71,7 @@ mod schema;
 mod settle;
 mod tick;
 mod tls;
+mod transfer;
 mod tx;
 mod wake;
 
