@@ -274,3 +274,33 @@ async fn a_store_says_what_its_server_promises() {
     assert_eq!(fsync.health == Health::Bad, !says_on, "{}", fsync.detail);
     assert!(info.checks.iter().filter(|check| check.name != "fsync").all(|check| check.health != Health::Bad));
 }
+
+#[tokio::test]
+async fn what_the_server_cannot_store_is_said_as_such_and_stored_later() {
+    for (code, is_expected) in [
+        ("53100", (|error| matches!(error, StoreError::NoSpace(_))) as fn(&StoreError) -> bool),
+        ("55P03", |error| matches!(error, StoreError::Busy(_))),
+        ("57014", |error| matches!(error, StoreError::Busy(_))),
+        ("53200", |error| matches!(error, StoreError::Unreachable(_))),
+        ("XX001", |error| matches!(error, StoreError::Broken(_))),
+    ] {
+        let schema = Schema::new();
+        let store = store(&schema).await;
+        let name = schema.name();
+        client()
+            .await
+            .batch_execute(&format!(
+                "CREATE FUNCTION {name}.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                 RAISE EXCEPTION 'as if' USING ERRCODE = '{code}'; END $$; \
+                 CREATE TRIGGER fail BEFORE INSERT ON {name}.live FOR EACH ROW EXECUTE FUNCTION {name}.fail()"
+            ))
+            .await
+            .expect("a trigger");
+        let pushed = push(vec![task()]);
+        let error = store.push(&pushed).await.expect_err("it cannot be stored");
+        assert!(is_expected(&error), "{code}: {error:?}");
+        client().await.batch_execute(&format!("DROP TRIGGER fail ON {name}.live")).await.expect("dropped");
+        store.push(&pushed).await.expect("pushed");
+        assert_eq!(store.counts().await.expect("counts").total().ready, 1, "{code}");
+    }
+}
