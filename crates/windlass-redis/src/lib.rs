@@ -16,6 +16,7 @@ mod record;
 mod schedules;
 mod scripts;
 mod settle;
+mod transfer;
 mod wake;
 mod watch;
 

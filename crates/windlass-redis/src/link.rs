@@ -328,7 +328,7 @@ impl Link {
         }
         if info_field(&about, "role") == Some("slave") {
             let primary = info_field(&about, "master_host").unwrap_or("unknown");
-            return Err(StoreError::Broken(format!(
+            return Err(StoreError::Denied(format!(
                 "{} is a read-only replica of `{primary}`; give the URL of the primary, or use redis+sentinel://",
                 self.at
             )));
