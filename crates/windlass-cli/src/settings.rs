@@ -1,6 +1,5 @@
 //! The configuration of this run: file, `.env`, environment and the flags of the command line, and the store it names.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use windlass::config::{Loaded, Sources};

@@ -53,6 +53,9 @@ pub(crate) async fn export(tx: &Tx) -> Result<Parcel, Fault> {
     Ok(Parcel { groups, tasks: tasks.collect::<Result<_, Fault>>()? })
 }
 
+/// The place of a member, and what it ended with.
+type Arrived = (u32, Result<Json, Failure>);
+
 async fn open_groups(tx: &Tx) -> Result<Vec<ParcelledGroup>, Fault> {
     let open = tx
         .query(
@@ -70,7 +73,7 @@ async fn open_groups(tx: &Tx) -> Result<Vec<ParcelledGroup>, Fault> {
             &[&numbers],
         )
         .await?;
-    let mut arrived: HashMap<i64, Vec<(u32, Result<Json, Failure>)>> = HashMap::new();
+    let mut arrived: HashMap<i64, Vec<Arrived>> = HashMap::new();
     for row in &rows {
         let outcome: &str = value(row, 3)?;
         let outcome = if value(row, 2)? {
@@ -124,7 +127,7 @@ async fn import_groups(tx: &Tx, groups: &[ParcelledGroup]) -> Result<u64, Fault>
                 &column(&rows, |group| group.group.size as i32),
                 &column(&rows, |group| group.group.policy.as_str()),
                 &column(&rows, |group| to_json(&group.group.after)),
-                &column(&rows, |group| good(group)),
+                &column(&rows, good),
                 &column(&rows, |group| group.arrived.len() as i32 - good(group)),
                 &column(&rows, |group| group.failed),
             ],
@@ -194,8 +197,10 @@ struct Arriving<'a> {
     state: State,
     /// What its column `at` says while it waits.
     at: i64,
-    /// Until when it wants its unique key, if it does; without an end until it has ended.
-    wants_key: Option<Option<i64>>,
+    /// Whether it wants its unique key.
+    wants_key: bool,
+    /// Until when it has that; without a time until it has ended.
+    key_until: Option<i64>,
 }
 
 impl<'a> Arriving<'a> {
@@ -210,11 +215,11 @@ impl<'a> Arriving<'a> {
             State::Parked => now.as_micros(),
             State::Ready | State::Running | State::Succeeded | State::Dead | State::Cancelled | State::Expired => 0,
         };
-        let until = envelope.unique.as_ref().map(|unique| unique.window.map(|window| record.enqueued_at + window));
-        let wants_key = until
-            .filter(|until| until.map_or(!state.is_final(), |until| until > now))
-            .map(|until| until.map(Timestamp::as_micros));
-        Self { parcelled, task: NewTask::of(&envelope), state, at, wants_key }
+        let window = envelope.unique.as_ref().and_then(|unique| unique.window);
+        let until = window.map(|window| record.enqueued_at + window);
+        let wants_key = envelope.unique.is_some() && until.map_or(!state.is_final(), |until| until > now);
+        let key_until = until.map(Timestamp::as_micros);
+        Self { parcelled, task: NewTask::of(&envelope), state, at, wants_key, key_until }
     }
 
     fn record(&self) -> &'a Record {
@@ -308,8 +313,8 @@ async fn take_free_keys(tx: &Tx, tasks: &[&Arriving<'_>]) -> Result<(), Fault> {
     // Everybody takes keys in one order.
     let mut wanted: BTreeMap<&str, (&str, Option<i64>)> = BTreeMap::new();
     for one in tasks {
-        if let (Some(until), Some((key, _))) = (one.wants_key, &one.task.unique) {
-            wanted.entry(key).or_insert((&one.task.id_text, until));
+        if let (true, Some((key, _))) = (one.wants_key, &one.task.unique) {
+            wanted.entry(key).or_insert((&one.task.id_text, one.key_until));
         }
     }
     if wanted.is_empty() {

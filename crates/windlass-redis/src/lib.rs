@@ -93,6 +93,7 @@ mod record;
 mod schedules;
 mod scripts;
 mod settle;
+mod transfer;
 mod wake;
 mod watch;
 

@@ -353,7 +353,7 @@ impl Link {
         }
         if info_field(&about, "role") == Some("slave") {
             let primary = info_field(&about, "master_host").unwrap_or("unknown");
-            return Err(StoreError::Broken(format!(
+            return Err(StoreError::Denied(format!(
                 "{} is a read-only replica of `{primary}`; give the URL of the primary, or use redis+sentinel://",
                 self.at
             )));
@@ -393,6 +393,7 @@ fn again(error: &StoreError) -> StoreError {
         StoreError::Unreachable(source) => StoreError::Unreachable(source.to_string().into()),
         StoreError::Busy(text) => StoreError::Busy(text.clone()),
         StoreError::NoSpace(text) => StoreError::NoSpace(text.clone()),
+        StoreError::Denied(text) => StoreError::Denied(text.clone()),
         StoreError::Broken(text) => StoreError::Broken(text.clone()),
         StoreError::Rejected(text) => StoreError::Rejected(text.clone()),
     }

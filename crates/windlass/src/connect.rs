@@ -63,7 +63,8 @@ pub async fn pending(location: &Location) -> Result<Pending, ConnectError> {
         Location::Sqlite(path) => {
             let path = path.clone();
             let looked = tokio::task::spawn_blocking(move || windlass_sqlite::SqliteStore::pending(path)).await;
-            let pending = looked.map_err(|error| StoreError::Broken(format!("the store cannot be read: {error}")))??;
+            let pending =
+                looked.map_err(|error| StoreError::Broken(format!("the store cannot be read: {error}")))??;
             Ok(Pending { version: pending.version, steps: pending.steps, sql: None })
         }
         #[cfg(feature = "postgres")]

@@ -83,7 +83,8 @@ impl Storm {
     }
 
     fn play_in(&self, runtime: &tokio::runtime::Runtime, place: &mut Place, fleet: &mut Fleet) -> Result<Report> {
-        let kept = Retention { finished: Duration::from_secs(86_400), finished_max: 10_000_000, ..Retention::default() };
+        let kept =
+            Retention { finished: Duration::from_secs(86_400), finished_max: 10_000_000, ..Retention::default() };
         let options = ConnectOptions { retention: kept, ..ConnectOptions::default() };
         let location = place.url().parse()?;
         let backend = runtime.block_on(windlass::connect_with(&location, options))?;
@@ -92,7 +93,11 @@ impl Storm {
         let mut weather = Weather::new(self, fleet)?;
         let mut next_crash = 1;
         loop {
-            ensure!(began.elapsed() < self.limit, "it does not come to an end: {:?}", runtime.block_on(counts(&backend)));
+            ensure!(
+                began.elapsed() < self.limit,
+                "it does not come to an end: {:?}",
+                runtime.block_on(counts(&backend))
+            );
             weather.turn(fleet)?;
             let counts = runtime.block_on(counts(&backend))?;
             // At equal steps of the work, while there is some left.
@@ -112,7 +117,12 @@ impl Storm {
         runtime.block_on(compare(&backend, &ids))?;
         let runs = Runs::read(&fleet.ledger())?;
         let missing = runs.missing(self.tasks);
-        ensure!(missing.is_empty(), "{} tasks never ran, such as {:?}", missing.len(), &missing[..missing.len().min(5)]);
+        ensure!(
+            missing.is_empty(),
+            "{} tasks never ran, such as {:?}",
+            missing.len(),
+            &missing[..missing.len().min(5)]
+        );
         let repeats = runs.repeats();
         ensure!(
             repeats <= report.repeats_max,

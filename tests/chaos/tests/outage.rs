@@ -33,7 +33,10 @@ fn address(worker: &Worker) -> String {
     until("the worker says where it answers", || {
         let log = worker.log_text();
         let line = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        address = line.into_iter().find(|line| line["event"] == "probes_ready").and_then(|line| line["address"].as_str().map(str::to_owned));
+        address = line
+            .into_iter()
+            .find(|line| line["event"] == "probes_ready")
+            .and_then(|line| line["address"].as_str().map(str::to_owned));
         address.is_some()
     });
     address.unwrap_or_default()
@@ -66,7 +69,8 @@ async fn succeeded(backend: &Arc<dyn Backend>) -> u64 {
 }
 
 fn survives(store: Store) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let mut place = Place::start(store).expect("the server starts");
     let mut fleet = Fleet::new(Path::new(env!("CARGO_BIN_EXE_chaos-worker")), &place.url(), 8).expect("a folder");
     let backend = runtime.block_on(windlass::connect(&place.url())).expect("the store opens");

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use windlass_chaos::{Report, Storm, Store};
+use windlass_chaos::{Report, Store, Storm};
 
 fn play(store: Store) -> Report {
     let played = Storm::usual(store).play(Path::new(env!("CARGO_BIN_EXE_chaos-worker")));

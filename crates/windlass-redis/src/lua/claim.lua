@@ -10,11 +10,17 @@ local node, lease, most = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local waiting, waited, amount = ARGV[8], ARGV[9] == '1', tonumber(ARGV[10])
 local LOOK = 8
 
-local blocked, paused_queues = {}, {}
+local blocked, paused_queues, closed = {}, {}, false
 local paused = call('HKEYS', P .. 'paused')
 for i = 1, #paused do
   local kind, name = string.match(paused[i], '^(%S) (%S+)$')
-  if kind == 'q' then paused_queues[name] = true else blocked[name] = true end
+  if kind == 'q' then
+    paused_queues[name] = true
+  elseif kind == 'n' then
+    blocked[name] = true
+  else
+    closed = true
+  end
 end
 for i = 11 + amount, #ARGV do blocked[ARGV[i]] = true end
 
@@ -128,7 +134,7 @@ end
 local room, alarm = most, -1
 for i = 11, 10 + amount do
   local queue = ARGV[i]
-  if not paused_queues[queue] and room > 0 then
+  if not closed and not paused_queues[queue] and room > 0 then
     if promote(queue, 1000) > 0 then
       -- What is promoted here is for this claim; others that wait have an alarm of their own.
       fresh[queue] = nil
@@ -194,7 +200,7 @@ if waiting ~= '' then
       end
       if left > 0 then ring(queue, left) end
     end
-    if #taken == 0 and not paused_queues[queue] then
+    if #taken == 0 and not closed and not paused_queues[queue] then
       local first = call('ZRANGE', P .. 'due:' .. queue, 0, 0, 'WITHSCORES')
       if first[2] then
         local after = math.max(tonumber(first[2]) - now, 0)

@@ -245,7 +245,13 @@ local function set_ready_at(t, ready_at)
   t.rank = ready_at - t.priority * AGING
 end
 
-local function is_paused(queue) return call('HEXISTS', P .. 'paused', 'q ' .. queue) == 1 end
+-- Whether the store is closed: nothing is started and no schedule fires.
+local function is_closed() return call('HEXISTS', P .. 'paused', 'closed') == 1 end
+
+local function is_paused(queue)
+  local paused = call('HMGET', P .. 'paused', 'q ' .. queue, 'closed')
+  return paused[1] or paused[2]
+end
 
 -- Wakes claims that wait for a queue, the longest waiting first, until those that take every name can hold `amount`.
 -- Whoever listens no more is passed over.
@@ -355,9 +361,9 @@ local function holder(key)
   return id
 end
 
-local function take_key(more, id)
+local function take_key(more, id, since)
   if more.window then
-    local till = string.format('%.0f', now + more.window)
+    local till = string.format('%.0f', (since or now) + more.window)
     call('HSET', P .. 'taken', more.guard, till .. ' ' .. id)
     call('ZADD', P .. 'windows', till, more.guard)
   else

@@ -11,6 +11,7 @@ local function create_group(new)
   call('HSET', key, 'size', new.size, 'policy', new.policy, 'succeeded', 0, 'failed', 0, 'phase', 'open', 'after',
     cjson.encode(new.after))
   call('ZADD', P .. 'groups', now + math.max(KEEP_DEAD, UNFINISHED_KEPT), new.id)
+  call('ZADD', P .. 'open', now, new.id)
 end
 
 local function body_of(new, input)
@@ -133,6 +134,7 @@ local function arrive(at)
     end
     call('DEL', arrived)
     call('HDEL', key, 'after')
+    call('ZREM', P .. 'open', at.group)
   end
   call('HSET', key, 'succeeded', succeeded, 'failed', failed, 'phase', phase)
   call('ZADD', P .. 'groups', forget_at, at.group)

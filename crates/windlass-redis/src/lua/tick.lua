@@ -98,6 +98,7 @@ flush()
 for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'groups', '-inf', now, 'LIMIT', 0, most)) do
   call('DEL', P .. 'group:' .. id, P .. 'arrived:' .. id)
   call('ZREM', P .. 'groups', id)
+  call('ZREM', P .. 'open', id)
 end
 for _, key in ipairs(call('ZRANGEBYSCORE', P .. 'windows', '-inf', now, 'LIMIT', 0, most)) do
   -- It may have been taken again since.
@@ -119,6 +120,6 @@ for _, row in ipairs(call('SMEMBERS', P .. 'cancel:' .. node)) do
   local t = task(row)
   if t then cancelled[#cancelled + 1] = t.id end
 end
-local slot = call('ZRANGE', P .. 'slots', 0, 0, 'WITHSCORES')
+local slot = is_closed() and {} or call('ZRANGE', P .. 'slots', 0, 0, 'WITHSCORES')
 return { string.format('%.0f', now), call('HGET', KEYS[1], 'epoch'), rescued, finished, pruned, slot[2] or '-1', orders,
   cancelled, by_caller }
