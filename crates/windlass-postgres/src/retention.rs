@@ -20,6 +20,8 @@ use crate::tx::Tx;
 const DAY: i64 = 86_400_000_000;
 /// What is kept for longer goes by whole days, up to one day late.
 const BY_ROW_MAX: Duration = Duration::from_secs(2 * 86_400);
+/// The most finished tasks that one tick removes because they are old.
+const FINISHED_MAX: i64 = EACH_MAX * 10;
 /// The most finished tasks over the maximum that one tick removes: more than a busy fleet ends in a second.
 const OVER_MAX: i64 = 50_000;
 /// The most changes of counts that one tick adds up.
@@ -36,23 +38,35 @@ const UPKEEP_EVERY: i64 = 3_600_000_000;
 pub(crate) struct Upkeep(Mutex<Option<i64>>);
 
 /// Removes the rows of finished tasks that ended first: `$1` that ended until then, `$2` at most how many.
-const REMOVE_FINISHED: &str = "\
-WITH d AS MATERIALIZED (SELECT seq FROM windlass.finished WHERE finished_at <= $1 ORDER BY finished_at, seq LIMIT $2 FOR UPDATE SKIP LOCKED), \
-g AS (DELETE FROM windlass.finished f USING d WHERE f.seq = d.seq AND f.finished_at <= $1 RETURNING f.queue), \
-c AS (INSERT INTO windlass.delta (queue, finished) SELECT queue, -count(*) FROM g GROUP BY queue) SELECT count(*) FROM g";
+macro_rules! remove {
+    ($table:literal) => {
+        concat!(
+            "WITH d AS MATERIALIZED (SELECT seq FROM windlass.",
+            $table,
+            " WHERE finished_at <= $1 ORDER BY finished_at, seq LIMIT $2 FOR UPDATE SKIP LOCKED), g AS (DELETE FROM windlass.",
+            $table,
+            " f USING d WHERE f.seq = d.seq AND f.finished_at <= $1 RETURNING f.queue), \
+             c AS (INSERT INTO windlass.delta (queue, finished) SELECT queue, -count(*) FROM g GROUP BY queue) \
+             SELECT count(*) FROM g"
+        )
+    };
+}
+const REMOVE_FINISHED: &str = remove!("finished");
+/// The same of those that are in no day of their own: they came from another store, or from a clock that was moved.
+const REMOVE_OTHER: &str = remove!("finished_other");
 
 /// Removes what is kept no longer; answers how many tasks that were.
 pub(crate) async fn prune(tx: &mut Tx) -> Result<u64, Fault> {
     let kept = tx.connection().shared().retention;
     let now = tx.now.as_micros();
     let finished_until = (tx.now - kept.finished).as_micros();
-    let by_row = if kept.finished <= BY_ROW_MAX { EACH_MAX * 10 } else { 0 };
+    let by_row = if kept.finished <= BY_ROW_MAX { REMOVE_FINISHED } else { REMOVE_OTHER };
     let dead_until = (tx.now - kept.dead).as_micros();
     let (until_finished, until_dead, until_now): (Values<'_>, Values<'_>, Values<'_>) =
-        (&[&finished_until, &by_row], &[&dead_until, &EACH_MAX], &[&now, &EACH_MAX]);
+        (&[&finished_until, &FINISHED_MAX], &[&dead_until, &EACH_MAX], &[&now, &EACH_MAX]);
     let (aged, dead, own, over) = tokio::join!(
         biased;
-        tx.query(REMOVE_FINISHED, until_finished),
+        tx.query(by_row, until_finished),
         tx.query(
             "DELETE FROM windlass.kept WHERE seq IN (SELECT seq FROM windlass.kept WHERE state = 5 AND finished_at <= $1 \
              ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING queue, state",
