@@ -67,6 +67,10 @@ enum Task {
     /// already is used as it is, and nothing is started for it. Programs that are missing are installed with apt-get.
     #[command(after_help = servers::EXAMPLES)]
     Servers {
+        /// What happens to the servers while the command runs: the conformance suite asks again meanwhile. A case whose claim
+        /// was done and not answered fails, as its task is held by nobody: run with `--retries`.
+        #[arg(long, value_enum, requires = "command")]
+        trouble: Option<servers::Trouble>,
         /// What to run. Without it the variables are printed, and the servers stay until Ctrl-C or SIGTERM.
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<OsString>,
@@ -90,7 +94,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Tidy { only } => tidy::run(&root, &only).map(|()| ExitCode::SUCCESS),
         Task::Sim { seeds, from } => sim::run(&root, seeds, from).map(|()| ExitCode::SUCCESS),
         Task::Chaos(arguments) => chaos::run(&root, &arguments).map(|()| ExitCode::SUCCESS),
-        Task::Servers { command } => servers::run(&command),
+        Task::Servers { trouble, command } => servers::run(&command, trouble),
     }
 }
 

@@ -10,18 +10,21 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use windlass_servers::{Aof, POSTGRES_URL, Postgres, REDIS_ALWAYS_URL, REDIS_URL, Redis};
+use windlass_servers::{Aof, POSTGRES_URL, Postgres, Proxy, REDIS_ALWAYS_URL, REDIS_URL, Redis};
 
 use crate::{machine, process};
 
 /// Shown below the help.
 pub(crate) const EXAMPLES: &str = "Examples:
   cargo xtask servers -- cargo nextest run -p windlass-redis
+  cargo xtask servers --trouble restarts -- cargo nextest run -p windlass-postgres --test conformance --retries 3
   cargo xtask servers -- sh -c 'psql \"$WINDLASS_TEST_POSTGRES_URL\"'
   cargo xtask servers    (in a terminal of its own; paste what it prints into another)";
 
@@ -33,9 +36,8 @@ const POSTGRES_CONNECTIONS: &str = "max_connections=500";
 /// Dropping it stops those that were started.
 #[derive(Debug)]
 pub(crate) struct Servers {
-    /// Held for their ends.
-    _redis: Vec<Redis>,
-    _postgres: Option<Postgres>,
+    redis: Vec<Redis>,
+    postgres: Option<Postgres>,
     variables: BTreeMap<&'static str, String>,
 }
 
@@ -62,12 +64,12 @@ impl Servers {
         }
         if let Some(url) = given(POSTGRES_URL) {
             variables.insert(POSTGRES_URL, url);
-            return Ok(Self { _redis: started, _postgres: None, variables });
+            return Ok(Self { redis: started, postgres: None, variables });
         }
         let postgres = Postgres::start_with(&[POSTGRES_CONNECTIONS]).context("cannot start a PostgreSQL")?;
         eprintln!("servers: a PostgreSQL on {}", postgres.address());
         variables.insert(POSTGRES_URL, postgres.url("postgres"));
-        Ok(Self { _redis: started, _postgres: Some(postgres), variables })
+        Ok(Self { redis: started, postgres: Some(postgres), variables })
     }
 
     /// Where the tests find every server: names and URLs of the environment.
@@ -106,14 +108,17 @@ fn install(package: &str, service: &str, what: &str) -> Result<()> {
 ///
 /// # Errors
 /// When a server does not start, or there is no such command.
-pub(crate) fn run(command: &[OsString]) -> Result<ExitCode> {
+pub(crate) fn run(command: &[OsString], trouble: Option<Trouble>) -> Result<ExitCode> {
     // From here on a signal ends no more than the waiting, so that the servers are stopped in every case.
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen to signals")?;
     install_missing()?;
-    let servers = Servers::start()?;
-    let code = match command.split_first() {
-        Some((program, arguments)) => run_with(&servers, program, arguments, signals)?,
-        None => stay_with(&servers, signals),
+    let mut servers = Servers::start()?;
+    let code = match (command.split_first(), trouble) {
+        (Some((program, arguments)), Some(trouble)) => {
+            in_trouble(&mut servers, trouble, |variables| run_with(variables, program, arguments, signals))??
+        }
+        (Some((program, arguments)), None) => run_with(servers.variables(), program, arguments, signals)?,
+        (None, _) => stay_with(&servers, signals),
     };
     eprintln!("servers: stopping");
     drop(servers);
@@ -121,9 +126,14 @@ pub(crate) fn run(command: &[OsString]) -> Result<ExitCode> {
 }
 
 /// Runs a command to its end. A signal that ends us ends the command instead, and with it us.
-fn run_with(servers: &Servers, program: &OsString, arguments: &[OsString], mut signals: Signals) -> Result<ExitCode> {
+fn run_with(
+    variables: &BTreeMap<&'static str, String>,
+    program: &OsString,
+    arguments: &[OsString],
+    mut signals: Signals,
+) -> Result<ExitCode> {
     let mut command = Command::new(program);
-    command.args(arguments).envs(servers.variables());
+    command.args(arguments).envs(variables);
     process::forget_our_package(&mut command);
     let mut child = command.spawn().with_context(|| format!("cannot run `{}`: is it installed?", program.display()))?;
     let listening = signals.handle();
@@ -140,6 +150,93 @@ fn run_with(servers: &Servers, program: &OsString, arguments: &[OsString], mut s
     listening.close();
     drop(listener.join());
     Ok(exit_code(status?))
+}
+
+/// What happens to the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Trouble {
+    /// They are restarted again and again: Redis in order, PostgreSQL as after a crash.
+    Restarts,
+    /// They are reached through a line that is cut and stands still again and again.
+    Cuts,
+}
+
+/// Makes the conformance suite ask again.
+const PATIENT: &str = "WINDLASS_TEST_PATIENT";
+/// Between two restarts, and between two cuts.
+const RESTART_EVERY: Duration = Duration::from_secs(4);
+const CUT_EVERY: Duration = Duration::from_millis(700);
+/// How long a line stands still.
+const STILL: Duration = Duration::from_millis(300);
+
+/// Runs something with the URLs of servers that are in trouble.
+fn in_trouble<T>(
+    servers: &mut Servers,
+    trouble: Trouble,
+    run: impl FnOnce(&BTreeMap<&'static str, String>) -> T,
+) -> Result<T> {
+    let Servers { redis, postgres, variables } = servers;
+    let mut variables = variables.clone();
+    variables.insert(PATIENT, "1".to_owned());
+    let mut lines = Vec::new();
+    if trouble == Trouble::Cuts {
+        let addresses = redis.iter().map(Redis::address).chain(postgres.iter().map(Postgres::address));
+        for address in addresses {
+            let line = Proxy::to(address).context("cannot put a line between a server and its clients")?;
+            for url in variables.values_mut() {
+                *url = url.replace(&address.to_string(), &line.address().to_string());
+            }
+            lines.push(line);
+        }
+    }
+    let over = AtomicBool::new(false);
+    let mut count = 0;
+    let answer = thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut count = 0_u32;
+            let mut next = Instant::now();
+            while !over.load(Ordering::Relaxed) {
+                // tidy: allow(sleep): trouble comes by the clock
+                thread::sleep(Duration::from_millis(50));
+                if next > Instant::now() {
+                    continue;
+                }
+                count += 1;
+                match trouble {
+                    Trouble::Restarts => {
+                        next = Instant::now() + RESTART_EVERY;
+                        let restarted = redis.iter_mut().try_for_each(|redis| {
+                            redis.stop();
+                            redis.start_again()
+                        });
+                        let restarted =
+                            restarted.and_then(|()| postgres.iter_mut().try_for_each(Postgres::restart_immediately));
+                        if let Err(error) = restarted {
+                            eprintln!("servers: a server did not start again: {error}");
+                        }
+                    }
+                    Trouble::Cuts => {
+                        next = Instant::now() + CUT_EVERY;
+                        if count.is_multiple_of(2) {
+                            lines.iter().for_each(Proxy::cut);
+                        } else {
+                            lines.iter().for_each(Proxy::stall);
+                            // tidy: allow(sleep): for so long nothing comes through
+                            thread::sleep(STILL);
+                            lines.iter().for_each(Proxy::resume);
+                        }
+                    }
+                }
+            }
+            count
+        });
+        let answer = run(&variables);
+        over.store(true, Ordering::Relaxed);
+        count = worker.join().unwrap_or(0);
+        answer
+    });
+    eprintln!("servers: trouble came {count} times");
+    Ok(answer)
 }
 
 fn stay_with(servers: &Servers, mut signals: Signals) -> ExitCode {

@@ -13,8 +13,10 @@ pub mod conformance;
 pub mod fate;
 pub mod faulty;
 pub mod harness;
+pub mod patient;
 pub mod sim;
 
 pub use clock::TestClock;
 pub use faulty::{Faults, FaultyStore};
 pub use harness::TestApp;
+pub use patient::PatientStore;

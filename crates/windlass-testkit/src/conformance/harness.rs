@@ -20,7 +20,7 @@ use windlass_core::view::{Filter, Page, QueueCounts, Record, Retention};
 use windlass_core::{Envelope, QueueName, State, TaskId, Timestamp, Verdict};
 
 use super::make::{demand, node};
-use crate::TestClock;
+use crate::{PatientStore, TestClock};
 
 /// How long a case waits for what must happen at once. Only a store that is broken makes a case wait so long.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,8 +94,8 @@ impl Harness {
     pub async fn open<F: Future<Output = Opened>>(open: impl FnOnce(Setup) -> F) -> Self {
         let clock = TestClock::at(START);
         let opened = open(Setup { clock: clock.clone(), retention: RETENTION }).await;
-        let store = Arc::clone(&opened.store);
-        let second = opened.second.clone().unwrap_or_else(|| Arc::clone(&store));
+        let store = patiently(Arc::clone(&opened.store));
+        let second = opened.second.clone().map_or_else(|| Arc::clone(&store), patiently);
         Self { store, second, clock, _opened: opened }
     }
 
@@ -241,6 +241,14 @@ impl Harness {
         self.clock.advance(passed);
         self.tick().await
     }
+}
+
+/// When this variable is set, cases ask again while the server below their store is away: for suites that run while servers
+/// are restarted and connections are cut (`cargo xtask servers --trouble`).
+pub const PATIENT: &str = "WINDLASS_TEST_PATIENT";
+
+fn patiently(store: Arc<dyn Backend>) -> Arc<dyn Backend> {
+    if std::env::var_os(PATIENT).is_some() { Arc::new(PatientStore::new(store)) } else { store }
 }
 
 /// What a settle says of a claim: the verdict and what follows from it.
