@@ -10,13 +10,15 @@ use windlass_core::{Clock, StoreError, TaskId};
 
 use crate::address::Address;
 use crate::connection::{self, Connection};
-use crate::errors::store_error;
 use crate::lanes::Lanes;
 use crate::listen::Listener;
 use crate::retention::{self, Upkeep};
 use crate::schema::{self, Pending, SCHEMA_VERSION};
 use crate::wake::Bell;
 use crate::{PostgresStore, Shared, tls};
+
+/// What the client library says of a server that may not write.
+const NO_WRITES: &str = "does not allow writes";
 
 /// How a store is opened.
 #[derive(Debug, Clone, Default)]
@@ -71,8 +73,7 @@ impl PostgresStore {
     /// newer schema, a certificate that cannot be trusted. [`StoreError::Unreachable`] when nobody answers.
     pub async fn connect(url: &str, options: Options) -> Result<Self, StoreError> {
         let shared = Arc::new(shared(url, options.retention, options.time)?);
-        let client = connection::connect(&shared).await?;
-        must_write(&client, &shared).await?;
+        let client = first_connection(&shared).await?;
         let pending = schema::pending(schema::version(&client, &shared.address).await?, &shared.address)?;
         if !pending.steps.is_empty() {
             // A schema without tables is new: nobody's data is migrated.
@@ -97,7 +98,7 @@ impl PostgresStore {
     /// As [`PostgresStore::connect`].
     pub async fn pending(url: &str) -> Result<Pending, StoreError> {
         let shared = shared(url, Retention::default(), Time::Server)?;
-        let client = connection::connect(&shared).await?;
+        let client = first_connection(&shared).await?;
         schema::pending(schema::version(&client, &shared.address).await?, &shared.address)
     }
 
@@ -107,24 +108,22 @@ impl PostgresStore {
     /// As [`PostgresStore::connect`].
     pub async fn migrate(url: &str) -> Result<usize, StoreError> {
         let shared = shared(url, Retention::default(), Time::Server)?;
-        let client = connection::connect(&shared).await?;
-        must_write(&client, &shared).await?;
+        let client = first_connection(&shared).await?;
         schema::migrate(&client, &shared.address).await
     }
 }
 
-/// Refuses a server that may not write. One that becomes so while the store is open is waited for: it may be a switch to
-/// another primary.
-async fn must_write(client: &Client, shared: &Shared) -> Result<(), StoreError> {
+/// The first connection. A server that may not write is refused; one that becomes so while the store is open is waited for:
+/// it may be a switch to another primary.
+async fn first_connection(shared: &Shared) -> Result<Client, StoreError> {
     let place = &shared.address.shown;
-    let asked = client.query_one("SELECT current_setting('transaction_read_only') = 'on'", &[]).await;
-    if asked.map_err(|error| store_error(&error, place))?.get(0) {
-        return Err(StoreError::Denied(format!(
+    connection::connect(shared).await.map_err(|error| match error {
+        StoreError::Unreachable(said) if said.to_string().contains(NO_WRITES) => StoreError::Denied(format!(
             "{place} is read-only, a standby or set so; point the URL at the primary server, or set \
              default_transaction_read_only = off"
-        )));
-    }
-    Ok(())
+        )),
+        other => other,
+    })
 }
 
 fn shared(url: &str, retention: Retention, time: Time) -> Result<Shared, StoreError> {
