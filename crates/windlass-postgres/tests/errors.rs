@@ -79,7 +79,7 @@ fn server_that_says(code: &'static str, message: &'static str) -> String {
 async fn a_wrong_password_is_said_as_such() {
     let url = server_that_says("28P01", "password authentication failed for user \"me\"");
     let error = refused(&url).await;
-    assert!(matches!(error, StoreError::Broken(_)), "{error}");
+    assert!(matches!(error, StoreError::Denied(_)), "{error}");
     assert!(error.to_string().contains("refused the user or the password"), "{error}");
 }
 
@@ -118,7 +118,7 @@ async fn a_user_without_rights_hears_who_must_act() {
     let role = Role::new("LOGIN").await;
     let schema = Schema::new();
     let error = refused(&url_as(&role.0, schema.name())).await;
-    assert!(matches!(error, StoreError::Broken(_)), "{error}");
+    assert!(matches!(error, StoreError::Denied(_)), "{error}");
     assert!(error.to_string().contains("windlass migrate up"), "may not make a schema: {error}");
     let _store = store(&schema).await;
     let error = refused(&url_as(&role.0, schema.name())).await;
@@ -154,7 +154,7 @@ async fn a_read_only_server_is_said_as_such() {
     let sql = format!("ALTER ROLE {} SET default_transaction_read_only = on", role.0);
     client().await.batch_execute(&sql).await.expect("set");
     let error = refused(&url_as(&role.0, Schema::new().name())).await;
-    assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
+    assert!(matches!(error, StoreError::Denied(_)), "{error}");
     assert!(error.to_string().contains("read-only") && error.to_string().contains("primary"), "{error}");
     role.forget().await;
 }

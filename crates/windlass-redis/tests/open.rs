@@ -20,7 +20,7 @@ async fn a_wrong_password_is_refused_without_showing_it() {
     ] {
         let error = refused(&url).await;
         let text = error.to_string();
-        assert!(matches!(error, StoreError::Broken(_)) && text.contains(part), "{text}");
+        assert!(matches!(error, StoreError::Denied(_)) && text.contains(part), "{text}");
         assert!(!text.contains("guessed"), "{text}");
     }
     let store = open(&format!("redis://:secret@{address}")).await;
