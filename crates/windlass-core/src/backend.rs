@@ -387,6 +387,19 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// A copy, for several callers that wait for one answer. The source, when there is one, becomes text.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        match self {
+            Self::Unreachable(source) => Self::Unreachable(source.to_string().into()),
+            Self::Busy(text) => Self::Busy(text.clone()),
+            Self::NoSpace(text) => Self::NoSpace(text.clone()),
+            Self::Denied(text) => Self::Denied(text.clone()),
+            Self::Broken(text) => Self::Broken(text.clone()),
+            Self::Rejected(text) => Self::Rejected(text.clone()),
+        }
+    }
+
     /// Whether the same request may succeed later without anybody doing anything.
     pub const fn is_transient(&self) -> bool {
         match self {

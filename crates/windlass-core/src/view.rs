@@ -95,6 +95,17 @@ pub struct Progress {
     pub text: String,
 }
 
+impl Progress {
+    /// The same with a text of at most [`PROGRESS_TEXT_BYTES_MAX`] bytes; for drivers.
+    #[must_use]
+    pub fn shortened(&self) -> Self {
+        let longest = self.text.len().min(PROGRESS_TEXT_BYTES_MAX);
+        // Zero is always a boundary of characters.
+        let end = (0..=longest).rev().find(|at| self.text.is_char_boundary(*at)).unwrap_or(0);
+        Self { text: self.text[..end].to_owned(), ..*self }
+    }
+}
+
 /// Which tasks; every part that is given must match.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Filter {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use windlass_core::backend::{Claim, Demand, Receipt, Renewal, Renewed};
-use windlass_core::view::{PROGRESS_TEXT_BYTES_MAX, Progress};
 use windlass_core::{Timestamp, Verdict};
 
 use crate::data::{CancelMark, Data, QueueIndex, Stage, Task};
@@ -106,7 +105,7 @@ impl Data {
         let Some((slot, cancel)) = self.held(&renewal.receipt) else { return Renewed::Lost };
         self.change(slot, Stage::Running { lease_until: now + lease, cancel });
         if let Some(progress) = &renewal.progress {
-            self.tasks[slot].story().progress = Some(shortened(progress));
+            self.tasks[slot].story().progress = Some(progress.shortened());
         }
         match cancel {
             CancelMark::Absent => Renewed::Held,
@@ -120,11 +119,4 @@ fn row(task: &Task, slot: Slot) -> i64 {
     debug_assert!(slot < 1 << SLOT_BITS, "a process has no room for that many tasks");
     let of_this_task = (task.seq & 0x7fff_ffff) as i64;
     (of_this_task << SLOT_BITS) | slot as i64
-}
-
-fn shortened(progress: &Progress) -> Progress {
-    let longest = progress.text.len().min(PROGRESS_TEXT_BYTES_MAX);
-    // Zero is always a boundary of characters.
-    let end = (0..=longest).rev().find(|at| progress.text.is_char_boundary(*at)).unwrap_or(0);
-    Progress { text: progress.text[..end].to_owned(), ..*progress }
 }

@@ -6,7 +6,6 @@
 
 use tokio_postgres::Row;
 use windlass_core::backend::{Receipt, Renewal, Renewed};
-use windlass_core::view::{PROGRESS_TEXT_BYTES_MAX, Progress};
 use windlass_core::{Priority, QueueName, TaskName, Timestamp};
 
 use crate::connection::Connection;
@@ -185,16 +184,9 @@ impl PreparedRenewal {
             receipt: renewal.receipt.clone(),
             id: renewal.receipt.id.to_string(),
             lease: micros(lease),
-            progress: renewal.progress.as_ref().map(|progress| to_json(&shortened(progress))),
+            progress: renewal.progress.as_ref().map(|progress| to_json(&progress.shortened())),
         }
     }
-}
-
-fn shortened(progress: &Progress) -> Progress {
-    let longest = progress.text.len().min(PROGRESS_TEXT_BYTES_MAX);
-    // Zero is always a boundary of characters.
-    let end = (0..=longest).rev().find(|at| progress.text.is_char_boundary(*at)).unwrap_or(0);
-    Progress { text: progress.text[..end].to_owned(), ..*progress }
 }
 
 /// Extends leases that are held. One that has run out is still held until somebody else has the task.

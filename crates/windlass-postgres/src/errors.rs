@@ -70,7 +70,7 @@ impl Fault {
     /// The answer to the caller.
     pub(crate) fn to_store_error(&self, place: &str) -> StoreError {
         match self {
-            Self::Store(error) => again(error),
+            Self::Store(error) => error.copy(),
             Self::Sql(error) => store_error(error, place),
             Self::Silent => StoreError::Unreachable(
                 format!("{place} does not answer any more; look at the network and at the server's load").into(),
@@ -89,18 +89,6 @@ fn is_going_away(code: &SqlState) -> bool {
             &SqlState::TOO_MANY_CONNECTIONS,
         ]
         .contains(&code)
-}
-
-/// A copy of an error; its source, when it has one, as text.
-pub(crate) fn again(error: &StoreError) -> StoreError {
-    match error {
-        StoreError::Unreachable(source) => StoreError::Unreachable(source.to_string().into()),
-        StoreError::Busy(text) => StoreError::Busy(text.clone()),
-        StoreError::NoSpace(text) => StoreError::NoSpace(text.clone()),
-        StoreError::Denied(text) => StoreError::Denied(text.clone()),
-        StoreError::Broken(text) => StoreError::Broken(text.clone()),
-        StoreError::Rejected(text) => StoreError::Rejected(text.clone()),
-    }
 }
 
 /// The port's error for one of the server or of the connection; `place` is the location without secrets.

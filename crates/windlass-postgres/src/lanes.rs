@@ -23,7 +23,7 @@ use windlass_core::backend::{Demand, Renewed};
 
 use crate::claim::{Claimed, PreparedRenewal, Walk};
 use crate::connection::Connection;
-use crate::errors::{Fault, Remedy, again};
+use crate::errors::{Fault, Remedy};
 use crate::push::NewTask;
 use crate::settle::{Back, Backs, End};
 use crate::wake::Effects;
@@ -110,11 +110,11 @@ impl Job {
     fn fail(self, error: &StoreError) {
         // Nobody hears it when the caller's future was dropped.
         match self {
-            Self::Push(_, answer) => drop(answer.send(Err(again(error)))),
-            Self::Settle(_, answer) => drop(answer.send(Err(again(error)))),
-            Self::Claim(_, answer) => drop(answer.send(Err(again(error)))),
-            Self::Renew(_, answer) => drop(answer.send(Err(again(error)))),
-            Self::Lend(answer) => drop(answer.send(Err(again(error)))),
+            Self::Push(_, answer) => drop(answer.send(Err(error.copy()))),
+            Self::Settle(_, answer) => drop(answer.send(Err(error.copy()))),
+            Self::Claim(_, answer) => drop(answer.send(Err(error.copy()))),
+            Self::Renew(_, answer) => drop(answer.send(Err(error.copy()))),
+            Self::Lend(answer) => drop(answer.send(Err(error.copy()))),
         }
     }
 }

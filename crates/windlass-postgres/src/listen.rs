@@ -165,7 +165,7 @@ impl Ears {
         let in_words = |error: tokio_postgres::Error| store_error(&error, &shared.address.shown);
         let (client, mut connection) =
             shared.address.config.connect(shared.connector.clone()).await.map_err(in_words)?;
-        // Notes are short, and read as fast as they come.
+        // tidy: allow(unbounded): notes are short, and read as fast as they come
         let (note, notes) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {

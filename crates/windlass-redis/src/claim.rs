@@ -7,7 +7,6 @@ use redis::Value;
 use tokio::time::Instant;
 use tracing::warn;
 use windlass_core::backend::{Claim, Demand, Receipt, Renewal, Renewed, WAIT_MAX};
-use windlass_core::view::{PROGRESS_TEXT_BYTES_MAX, Progress};
 use windlass_core::{DeadReason, Failure, StoreError, Verdict};
 
 use crate::Shared;
@@ -197,7 +196,7 @@ async fn renew_chunk(shared: &Shared, renewals: &[Renewal], lease: Duration) -> 
         .run(Script::Renew, |cmd| {
             cmd.arg(micros(lease));
             for Renewal { receipt, progress } in renewals {
-                let progress = progress.as_ref().map(|progress| to_json(&shortened(progress))).unwrap_or_default();
+                let progress = progress.as_ref().map(|progress| to_json(&progress.shortened())).unwrap_or_default();
                 cmd.arg(row_text(receipt.row)).arg(receipt.fence).arg(receipt.id.to_string()).arg(progress);
             }
         })
@@ -211,11 +210,4 @@ async fn renew_chunk(shared: &Shared, renewals: &[Renewal], lease: Duration) -> 
             _ => Err(damaged("answer", "it says nothing about a lease")),
         })
         .collect()
-}
-
-fn shortened(progress: &Progress) -> Progress {
-    let longest = progress.text.len().min(PROGRESS_TEXT_BYTES_MAX);
-    // Zero is always a boundary of characters.
-    let end = (0..=longest).rev().find(|at| progress.text.is_char_boundary(*at)).unwrap_or(0);
-    Progress { text: progress.text[..end].to_owned(), ..*progress }
 }

@@ -157,12 +157,12 @@ impl Link {
         if let Some((failed_at, error)) = &slot.failed
             && *failed_at >= asked_at
         {
-            return Err(again(error));
+            return Err(error.copy());
         }
         match self.make().await {
             Ok(live) => Ok(slot.live.insert(live).clone()),
             Err(error) => {
-                slot.failed = Some((Instant::now(), again(&error)));
+                slot.failed = Some((Instant::now(), error.copy()));
                 Err(error)
             }
         }
@@ -384,18 +384,6 @@ impl Link {
         }
         let names = pipeline.query_async(connection).await.map_err(|error| self.fault(&error))?;
         Ok(Loaded { command: "EVALSHA", names })
-    }
-}
-
-/// A copy of an error; its source, when it has one, as text.
-fn again(error: &StoreError) -> StoreError {
-    match error {
-        StoreError::Unreachable(source) => StoreError::Unreachable(source.to_string().into()),
-        StoreError::Busy(text) => StoreError::Busy(text.clone()),
-        StoreError::NoSpace(text) => StoreError::NoSpace(text.clone()),
-        StoreError::Denied(text) => StoreError::Denied(text.clone()),
-        StoreError::Broken(text) => StoreError::Broken(text.clone()),
-        StoreError::Rejected(text) => StoreError::Rejected(text.clone()),
     }
 }
 

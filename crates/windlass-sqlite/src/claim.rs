@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use windlass_core::backend::{Demand, Receipt, Renewal, Renewed};
-use windlass_core::view::{PROGRESS_TEXT_BYTES_MAX, Progress};
 use windlass_core::{Priority, QueueName, State, TaskName, Timestamp};
 
 use crate::errors::Fault;
@@ -250,14 +249,7 @@ pub(crate) struct PreparedRenewal {
 
 impl PreparedRenewal {
     pub(crate) fn of(renewal: &Renewal) -> Self {
-        let progress = renewal.progress.as_ref().map(|progress| {
-            let mut text = progress.text.as_str();
-            while text.len() > PROGRESS_TEXT_BYTES_MAX {
-                let shorter = text.char_indices().rev().find(|(start, _)| *start <= PROGRESS_TEXT_BYTES_MAX);
-                text = &text[..shorter.map_or(0, |(start, _)| start)];
-            }
-            to_json(&Progress { text: text.to_owned(), ..*progress })
-        });
+        let progress = renewal.progress.as_ref().map(|progress| to_json(&progress.shortened()));
         Self { receipt: renewal.receipt.clone(), progress }
     }
 }

@@ -52,21 +52,9 @@ impl Fault {
     /// The same answer once more, for everybody who waited for the same transaction.
     pub(crate) fn to_store_error(&self, path: &Path) -> StoreError {
         match self {
-            Self::Store(error) => again(error),
+            Self::Store(error) => error.copy(),
             Self::Sql(error) => store_error(error, path),
         }
-    }
-}
-
-/// A copy of an error; its source, when it has one, as text.
-fn again(error: &StoreError) -> StoreError {
-    match error {
-        StoreError::Unreachable(source) => StoreError::Unreachable(source.to_string().into()),
-        StoreError::Busy(text) => StoreError::Busy(text.clone()),
-        StoreError::NoSpace(text) => StoreError::NoSpace(text.clone()),
-        StoreError::Denied(text) => StoreError::Denied(text.clone()),
-        StoreError::Broken(text) => StoreError::Broken(text.clone()),
-        StoreError::Rejected(text) => StoreError::Rejected(text.clone()),
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 use windlass_core::backend::{
-    Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged, Settled,
-    Settlement, StoreError, Ticked,
+    Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
+    Settled, Settlement, StoreError, Ticked,
 };
 use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
@@ -112,7 +112,7 @@ impl Backend for PatientStore {
     }
 
     async fn beat(&self, info: &NodeInfo, ttl: Duration) -> Result<(), StoreError> {
-        Ok(self.ask(|| self.0.beat(info, ttl)).await?.0)
+        self.ask(|| self.0.beat(info, ttl)).await.map(drop)
     }
 
     async fn nodes(&self) -> Result<Vec<Node>, StoreError> {

@@ -7,6 +7,9 @@ use crate::finding::Finding;
 use crate::metadata::{Metadata, Package};
 use crate::tree::Tree;
 
+/// Crates whose own users need a newer compiler anyway, and why.
+const NEEDS_NEWER_RUST: [(&str, &str); 1] = [("windlass-sqlx", "sqlx 0.9 needs 1.94")];
+
 /// The tables of a manifest that name dependencies.
 const DEPENDENCY_TABLES: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];
 
@@ -45,7 +48,11 @@ fn check_manifest(path: &str, manifest: &Table) -> Vec<Finding> {
             "add `[lints]` with `workspace = true`",
         ));
     }
+    let name = manifest.get("package").and_then(|package| package.get("name")).and_then(|name| name.as_str());
     for field in ["version", "edition", "rust-version"] {
+        if field == "rust-version" && NEEDS_NEWER_RUST.iter().any(|(crate_name, _)| Some(*crate_name) == name) {
+            continue;
+        }
         if !inherits(manifest.get("package").and_then(|package| package.get(field))) {
             findings.push(Finding::whole(
                 path,

@@ -119,6 +119,7 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut seen: impl F
     let began = std::time::Instant::now();
     while !seen().await {
         assert!(began.elapsed() < std::time::Duration::from_secs(20), "{what}: it does not come");
+        // tidy: allow(sleep): the pause between two looks at a server
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
