@@ -71,10 +71,10 @@ struct Sample {
 }
 
 pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
-    if matches!(bench.place, bed::Place::Given(_)) {
+    if matches!(bench.place, bed::Place::Given { .. }) {
         return Err(Problem::usage(
             "a soak removes ended tasks after a short time, so it needs a store of its own",
-            "leave out `--store`, or write `--store memory`",
+            "leave out `--store`, write `--store memory`, or name a server without a namespace or schema",
         ));
     }
     let retention = Retention { finished: args.retention, ..Retention::default() };
@@ -103,6 +103,7 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     series.push(sample(&open, &watch, began));
     worker.stop().await?;
     watch.check()?;
+    open.close(&queue).await?;
     Ok(report(bench, args, &series))
 }
 
