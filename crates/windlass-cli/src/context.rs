@@ -56,13 +56,13 @@ impl Context {
 
     /// A store in memory would be empty, and gone when the command ends.
     fn refuse_memory(&self) -> Result<(), Problem> {
-        match self.loaded.config.store.parse()? {
-            Location::Memory => Err(Problem::usage(
-                "a store in memory lives as long as this command: nobody would ever see what is in it",
-                "name a file, as in `--store sqlite:windlass.db`, or run one task with `windlass run NAME --inline`",
-            )),
-            Location::Sqlite(_) => Ok(()),
+        if self.loaded.config.store.parse::<Location>()?.is_shared() {
+            return Ok(());
         }
+        Err(Problem::usage(
+            "a store in memory lives as long as this command: nobody would ever see what is in it",
+            "name a file, as in `--store sqlite:windlass.db`, or run one task with `windlass run NAME --inline`",
+        ))
     }
 
     /// A producer's connection to a store that is open.

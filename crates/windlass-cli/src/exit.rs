@@ -156,6 +156,7 @@ impl From<StoreError> for Problem {
             StoreError::Unreachable(_) => (Exit::Unreachable, "check the URL with `windlass config show --origin`"),
             StoreError::Busy(_) => (Exit::Unreachable, "try again, and see with `windlass doctor` who holds the store"),
             StoreError::NoSpace(_) => (Exit::Failed, "make room on the disk, then try again: nothing was lost"),
+            StoreError::Denied(_) => (Exit::Denied, "correct the URL, or give this user the rights"),
             StoreError::Broken(_) => (Exit::Failed, ASK_DOCTOR),
             StoreError::Rejected(_) => (Exit::Conflict, "ask for less at once"),
         };
@@ -172,9 +173,10 @@ impl From<StoreError> for Problem {
 impl From<ConnectError> for Problem {
     fn from(error: ConnectError) -> Self {
         match error {
-            ConnectError::UnknownScheme(_) | ConnectError::NoPath => {
-                Self::usage(&error, "write it as in `--store sqlite:windlass.db`")
-            }
+            ConnectError::UnknownScheme(_) | ConnectError::NoPath | ConnectError::InvalidUrl(_) => Self::usage(
+                &error,
+                "write it as in `sqlite:windlass.db`, `redis://host:6379/0` or `postgres://user@host/database`",
+            ),
             ConnectError::Store(error) => {
                 let problem = Self::from(error);
                 // At this point nothing is known but that the store cannot be opened.

@@ -189,8 +189,8 @@ fn stores_are_compared_with_the_first_of_them() {
     let names: Vec<_> = report["compared"].as_array().expect("stores").iter().map(|store| &store["name"]).collect();
     assert_eq!(names, ["memory", "sqlite"]);
     assert_eq!(number(&report, "/compared/0/of_the_first") as u64, 1);
-    let ratio =
-        number(&report, "/compared/1/drain_tasks_per_s/median") / number(&report, "/compared/0/drain_tasks_per_s/median");
+    let ratio = number(&report, "/compared/1/drain_tasks_per_s/median")
+        / number(&report, "/compared/0/drain_tasks_per_s/median");
     assert!((number(&report, "/compared/1/of_the_first") - ratio).abs() < 0.01, "{report}");
     assert!(number(&report, "/compared/1/enqueue_to_start/count") > 0.0);
     assert_eq!(left_in(&house), Vec::<String>::new());

@@ -375,6 +375,9 @@ pub enum StoreError {
     /// No space is left. Nothing was stored; repeat when there is space.
     #[error("the store has no space left: {0}")]
     NoSpace(String),
+    /// The store does not let us in, or not do what we must: password, rights. Somebody must act.
+    #[error("{0}")]
+    Denied(String),
     /// The store cannot be used as it is: damaged, read-only, written by a newer version. Somebody must act.
     #[error("{0}")]
     Broken(String),
@@ -388,7 +391,7 @@ impl StoreError {
     pub const fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Busy(_) | Self::NoSpace(_) => true,
-            Self::Broken(_) | Self::Rejected(_) => false,
+            Self::Denied(_) | Self::Broken(_) | Self::Rejected(_) => false,
         }
     }
 }

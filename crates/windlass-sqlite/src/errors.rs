@@ -64,6 +64,7 @@ fn again(error: &StoreError) -> StoreError {
         StoreError::Unreachable(source) => StoreError::Unreachable(source.to_string().into()),
         StoreError::Busy(text) => StoreError::Busy(text.clone()),
         StoreError::NoSpace(text) => StoreError::NoSpace(text.clone()),
+        StoreError::Denied(text) => StoreError::Denied(text.clone()),
         StoreError::Broken(text) => StoreError::Broken(text.clone()),
         StoreError::Rejected(text) => StoreError::Rejected(text.clone()),
     }

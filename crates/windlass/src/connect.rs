@@ -10,7 +10,12 @@ use windlass_core::{Backend, Clock, StoreError, SystemClock, redact};
 
 /// Opens a store with the default options.
 ///
-/// `sqlite:tasks.db` (or just a path) is one file, made when it is not there; `memory:` lives as long as the process.
+/// | URL | store |
+/// |---|---|
+/// | `sqlite:tasks.db`, or just a path | one file, made when it is not there |
+/// | `redis://[user:password@]host[:port][/db]`, `rediss://` with TLS, `redis+sentinel://`, `redis+cluster://`, `redis+unix://` | Redis or Valkey; `?namespace=NAME` keeps stores apart |
+/// | `postgres://user[:password]@host[:port]/database` | PostgreSQL; `?schema=NAME` keeps stores apart |
+/// | `memory:` | lives as long as the process |
 ///
 /// # Errors
 /// [`ConnectError`].
@@ -26,6 +31,14 @@ pub async fn connect_with(location: &Location, options: ConnectOptions) -> Resul
     match location {
         Location::Memory => Ok(memory(options)),
         Location::Sqlite(path) => Ok(sqlite(path, options).await?),
+        #[cfg(feature = "redis")]
+        Location::Redis(url) => redis(url, options).await,
+        #[cfg(not(feature = "redis"))]
+        Location::Redis(url) => Err(not_built(url, "Redis", "redis")),
+        #[cfg(feature = "postgres")]
+        Location::Postgres(url) => postgres(url, options).await,
+        #[cfg(not(feature = "postgres"))]
+        Location::Postgres(url) => Err(not_built(url, "PostgreSQL", "postgres")),
     }
 }
 
@@ -36,6 +49,48 @@ pub enum Location {
     Memory,
     /// In this file.
     Sqlite(PathBuf),
+    /// In this Redis or Valkey server.
+    Redis(ServerUrl),
+    /// In this PostgreSQL database.
+    Postgres(ServerUrl),
+}
+
+impl Location {
+    /// The URL with its password, for a process that is to open the same store. To show it, format the location.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Memory | Self::Sqlite(_) => self.to_string(),
+            Self::Redis(url) | Self::Postgres(url) => url.secret().to_owned(),
+        }
+    }
+
+    /// Whether other processes see the same tasks.
+    pub fn is_shared(&self) -> bool {
+        *self != Self::Memory
+    }
+}
+
+/// The URL of a server. It may hold a password, so it is shown without one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerUrl(Arc<str>);
+
+impl ServerUrl {
+    /// With its password.
+    pub fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&redact::url(&self.0))
+    }
+}
+
+impl std::fmt::Debug for ServerUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
 }
 
 impl FromStr for Location {
@@ -55,6 +110,9 @@ impl FromStr for Location {
                 }
                 Ok(Self::Sqlite(PathBuf::from(path)))
             }
+            "redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" | "redis+sentinel" | "rediss+sentinel"
+            | "redis+cluster" | "rediss+cluster" => Ok(Self::Redis(ServerUrl(url.into()))),
+            "postgres" | "postgresql" => Ok(Self::Postgres(ServerUrl(url.into()))),
             _ => Err(ConnectError::UnknownScheme(redact::text(url))),
         }
     }
@@ -65,6 +123,7 @@ impl std::fmt::Display for Location {
         match self {
             Self::Memory => f.write_str("memory:"),
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Redis(url) | Self::Postgres(url) => url.fmt(f),
         }
     }
 }
@@ -74,7 +133,7 @@ impl std::fmt::Display for Location {
 pub struct ConnectOptions {
     /// How long it keeps what has ended.
     pub retention: Retention,
-    /// What time it is.
+    /// What time it is, for stores in this process and in a file. Servers have a clock of their own.
     pub clock: Arc<dyn Clock>,
     /// How long SQLite waits for other processes; 5 s.
     pub busy_timeout: Duration,
@@ -107,8 +166,11 @@ impl Default for ConnectOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The URL names a store that this build does not know.
-    #[error("`{0}` is not the URL of a store: write sqlite:PATH or memory:")]
+    #[error("`{0}` is not the URL of a store: it begins with sqlite:, redis://, postgres:// or memory:")]
     UnknownScheme(String),
+    /// The URL of a server that cannot be read.
+    #[error("{0}")]
+    InvalidUrl(String),
     /// A SQLite URL without a file.
     #[error("`sqlite:` needs the path of a file, such as sqlite:tasks.db")]
     NoPath,
@@ -149,6 +211,29 @@ async fn sqlite(path: &std::path::Path, _: ConnectOptions) -> Result<Arc<dyn Bac
     )))
 }
 
+#[cfg(feature = "redis")]
+async fn redis(url: &ServerUrl, options: ConnectOptions) -> Result<Arc<dyn Backend>, ConnectError> {
+    use windlass_redis::{Location, Options, RedisStore};
+    let location: Location = url.secret().parse().map_err(|error| ConnectError::InvalidUrl(format!("{error}")))?;
+    let options = Options { retention: options.retention, ..Options::default() };
+    Ok(Arc::new(RedisStore::open(location, options).await?))
+}
+
+#[cfg(feature = "postgres")]
+async fn postgres(url: &ServerUrl, options: ConnectOptions) -> Result<Arc<dyn Backend>, ConnectError> {
+    use windlass_postgres::{Location, Options, PostgresStore};
+    let location: Location = url.secret().parse().map_err(|error| ConnectError::InvalidUrl(format!("{error}")))?;
+    let options = Options { retention: options.retention, ..Options::default() };
+    Ok(Arc::new(PostgresStore::open(location, options).await?))
+}
+
+#[cfg(not(all(feature = "redis", feature = "postgres")))]
+fn not_built(url: &ServerUrl, product: &str, feature: &str) -> ConnectError {
+    ConnectError::InvalidUrl(format!(
+        "`{url}` is a {product} store: build with the feature `{feature}` of the crate `windlass`"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +248,17 @@ mod tests {
             ("sqlite://a.db", "a.db"),
         ] {
             assert_eq!(url.parse::<Location>().unwrap(), Location::Sqlite(path.into()), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_url_of_a_server_is_shown_without_its_password() {
+        for url in ["redis://app:hunter2@db:6379/1", "postgres://app:hunter2@db/tasks?schema=x"] {
+            let location = url.parse::<Location>().unwrap();
+            for shown in [format!("{location}"), format!("{location:?}")] {
+                assert!(shown.contains("@db") && !shown.contains("hunter2"), "{shown}");
+            }
+            assert_eq!(location.url(), url);
         }
     }
 

@@ -33,30 +33,30 @@ pub(super) enum Place {
     /// A fresh room in a server: a namespace of Redis or a schema of PostgreSQL that is removed afterwards.
     Room(Arc<Server>),
     /// One that somebody named: a file, or a server and a room in it.
-    Given { location: Location, url: String, server: Option<Arc<Server>> },
+    Given(Location, Option<Arc<Server>>),
 }
 
 impl Place {
     /// What `--store` asks for; a fresh SQLite file without it. The configuration is not asked: nobody wants to measure
     /// the store of a running service by accident.
     pub(super) fn of(store: Option<&str>) -> Result<Self, Problem> {
-        let url = match store {
+        let location = match store {
             None | Some("sqlite" | "sqlite:") => return Ok(Self::Temporary),
             Some("memory" | "memory:") => return Ok(Self::Memory),
-            Some(url) => url,
+            Some(url) => url.parse::<Location>()?,
         };
-        match Server::of(url).map(Arc::new) {
+        match Server::of(&location).map(Arc::new) {
             Some(server) if !server.names_a_room() => Ok(Self::Room(server)),
-            server => Ok(Self::Given { location: url.parse()?, url: url.to_owned(), server }),
+            server => Ok(Self::Given(location, server)),
         }
     }
 
     /// The kind of store.
     pub(super) fn kind(&self) -> &'static str {
         match self {
-            Self::Memory | Self::Given { location: Location::Memory, .. } => "memory",
-            Self::Room(server) | Self::Given { server: Some(server), .. } => server.kind().name(),
-            Self::Temporary | Self::Given { .. } => "sqlite",
+            Self::Memory | Self::Given(Location::Memory, _) => "memory",
+            Self::Room(server) | Self::Given(_, Some(server)) => server.kind().name(),
+            Self::Temporary | Self::Given(_, None) => "sqlite",
         }
     }
 
@@ -64,14 +64,14 @@ impl Place {
     pub(super) fn server(&self) -> Option<&Arc<Server>> {
         match self {
             Self::Room(server) => Some(server),
-            Self::Given { server, .. } => server.as_ref(),
+            Self::Given(_, server) => server.as_ref(),
             Self::Memory | Self::Temporary => None,
         }
     }
 
     /// Where its files are, or would be.
     pub(super) fn folder(&self) -> PathBuf {
-        if let Self::Given { location: Location::Sqlite(path), .. } = self {
+        if let Self::Given(Location::Sqlite(path), _) = self {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             return parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
         }
@@ -94,26 +94,23 @@ impl Place {
     /// Opens it, with this retention when it is a fresh one: what somebody else keeps in a store is not removed.
     pub(super) async fn open(&self, retention: Retention) -> Result<Open, Problem> {
         let (mut room, mut folder) = (None, None);
-        let (location, url) = match self {
-            Self::Memory => (Location::Memory, None),
+        let location = match self {
+            Self::Memory => Location::Memory,
             Self::Temporary => {
                 let fresh = folder.insert(self.temporary_folder()?);
-                (Location::Sqlite(fresh.path().join("bench.db")), None)
+                Location::Sqlite(fresh.path().join("bench.db"))
             }
             Self::Room(server) => {
                 let (_, name) = room.insert((Arc::clone(server), server.new_room()));
-                let url = server.url_of(name);
-                (url.parse()?, Some(url))
+                server.url_of(name).parse()?
             }
-            Self::Given { location, url, .. } => (location.clone(), Some(url.clone())),
+            Self::Given(location, _) => location.clone(),
         };
-        let is_given = matches!(self, Self::Given { .. });
+        let is_given = matches!(self, Self::Given(..));
         let retention = if is_given { keep_everything() } else { retention };
         let options = ConnectOptions { retention, ..ConnectOptions::default() };
         let (backend, tally) = Measured::around(connect_with(&location, options).await?);
-        let url = url.unwrap_or_else(|| location.to_string());
-        let file = if let Location::Sqlite(path) = location { Some(path) } else { None };
-        Ok(Open { backend, tally, url, file, room, is_given, _folder: folder })
+        Ok(Open { backend, tally, location, room, is_given, _folder: folder })
     }
 
     /// Removes every room that was opened in its server and is still there.
@@ -135,9 +132,7 @@ pub(super) fn temporary_folder_in(folder: &Path) -> Result<tempfile::TempDir, Pr
 pub(super) struct Open {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) tally: Arc<Tally>,
-    /// How another process opens it, with whatever secrets it needs.
-    pub(super) url: String,
-    file: Option<PathBuf>,
+    pub(super) location: Location,
     room: Option<(Arc<Server>, String)>,
     is_given: bool,
     _folder: Option<tempfile::TempDir>,
@@ -146,12 +141,10 @@ pub(super) struct Open {
 impl Open {
     /// The file of the store, when it has one.
     pub(super) fn file(&self) -> Option<&Path> {
-        self.file.as_deref()
-    }
-
-    /// Whether another process can open it.
-    pub(super) fn is_shared(&self) -> bool {
-        self.url != Location::Memory.to_string()
+        match &self.location {
+            Location::Sqlite(path) => Some(path),
+            Location::Memory | Location::Redis(_) | Location::Postgres(_) => None,
+        }
     }
 
     /// Removes what was measured: the room, or the tasks of this queue in a store that somebody named.

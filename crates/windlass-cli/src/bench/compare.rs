@@ -84,7 +84,8 @@ pub(super) async fn run(bench: &Bench, places: &[Place], args: &Args) -> Result<
             bench.progress(format_args!("run {number} of {of}: {}", line.text()));
         }
         for ((line, peer), url) in peers.iter_mut().zip(&args.peer).zip(&urls) {
-            let server = places.iter().find(|place| place.server().is_some_and(|server| server.kind() == peer.server()));
+            let server =
+                places.iter().find(|place| place.server().is_some_and(|server| server.kind() == peer.server()));
             // Its enqueue is in this too: it does both in one go.
             let before = server_cpu(server).await?;
             let said = peer.run(&args.peers, url, args.plan.tasks, processes).await?;
@@ -94,7 +95,10 @@ pub(super) async fn run(bench: &Bench, places: &[Place], args: &Args) -> Result<
             line.bulk.add(said.enqueue_tasks_per_s);
             line.drain.add(said.drain_tasks_per_s);
             line.worker_cpu.add(said.cpu_s / tasks * 1e6);
-            before.zip(after).into_iter().for_each(|(before, after)| line.server_cpu.add((after - before) / tasks * 1e6));
+            before
+                .zip(after)
+                .into_iter()
+                .for_each(|(before, after)| line.server_cpu.add((after - before) / tasks * 1e6));
             bench.progress(format_args!("run {number} of {of}: {}", line.text()));
         }
     }
@@ -144,8 +148,7 @@ impl Line {
         drained.worker_cpu.into_iter().for_each(|micros| self.worker_cpu.add(micros));
         drained.server_cpu.into_iter().for_each(|micros| self.server_cpu.add(micros));
         let tasks = args.plan.tasks.clamp(10, ENQUEUE_TASKS);
-        let enqueue =
-            enqueue::Plan { tasks, callers: CALLERS, batch: PUSH_MAX as u32, payload: args.plan.payload };
+        let enqueue = enqueue::Plan { tasks, callers: CALLERS, batch: PUSH_MAX as u32, payload: args.plan.payload };
         let enqueued = enqueue::one(place, &enqueue).await?;
         self.single.add(enqueued.single);
         self.concurrent.add(enqueued.concurrent);

@@ -117,10 +117,13 @@ pub(super) async fn one(place: &Place, plan: &Plan) -> Result<Run, Problem> {
     let (single, single_took) = one_by_one(&client, &queue, each, bytes).await?;
     let callers = (plan.callers as usize).min(each.max(1));
     let began = Instant::now();
-    let calling = (0..callers).map(|_| {
-        let (client, queue) = (client.clone(), queue.clone());
-        async move { tokio::spawn(async move { one_by_one(&client, &queue, (each / callers).max(1), bytes).await }).await }
-    });
+    let calling =
+        (0..callers).map(|_| {
+            let (client, queue) = (client.clone(), queue.clone());
+            async move {
+                tokio::spawn(async move { one_by_one(&client, &queue, (each / callers).max(1), bytes).await }).await
+            }
+        });
     let called = try_join_all(calling).await.map_err(anyhow::Error::from)?;
     let seconds = began.elapsed().as_secs_f64();
     let mut concurrent_took = Histogram::default();
@@ -147,7 +150,12 @@ pub(super) async fn one(place: &Place, plan: &Plan) -> Result<Run, Problem> {
 }
 
 /// Enqueues tasks, each after the one before; answers how many a second, and how long each took in microseconds.
-async fn one_by_one(client: &Client, queue: &QueueName, count: usize, bytes: usize) -> Result<(f64, Histogram), Problem> {
+async fn one_by_one(
+    client: &Client,
+    queue: &QueueName,
+    count: usize,
+    bytes: usize,
+) -> Result<(f64, Histogram), Problem> {
     let mut took = Histogram::default();
     let began = Instant::now();
     for _ in 0..count {

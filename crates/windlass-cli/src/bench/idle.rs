@@ -101,7 +101,9 @@ async fn one(bench: &Bench, args: &Args, seen: &mut Seen) -> Result<(), Problem>
     percent(cpu, cpu_after).into_iter().for_each(|percent| seen.cpu_percent.add(percent));
     machine::memory_now().into_iter().for_each(|bytes| seen.memory.add(bytes as f64));
     machine::memory_private().into_iter().for_each(|bytes| seen.memory_private.add(bytes as f64));
-    percent(server, bench.place.server_cpu().await?).into_iter().for_each(|percent| seen.server_cpu_percent.add(percent));
+    percent(server, bench.place.server_cpu().await?)
+        .into_iter()
+        .for_each(|percent| seen.server_cpu_percent.add(percent));
     worker.stop().await?;
     open.close(&queue).await
 }

@@ -71,8 +71,9 @@ impl Peer {
             }
             Self::Celery | Self::Taskiq => {
                 let python = folder.join(".venv/bin/python");
-                let install =
-                    format!("python3 -m venv {shown}/.venv && {shown}/.venv/bin/pip install -r {shown}/requirements.txt");
+                let install = format!(
+                    "python3 -m venv {shown}/.venv && {shown}/.venv/bin/pip install -r {shown}/requirements.txt"
+                );
                 (python.clone(), python, install)
             }
         }
@@ -162,10 +163,9 @@ mod tests {
         let peers = tempfile::tempdir().unwrap();
         let problem = Peer::Bullmq.check(peers.path()).unwrap_err();
         assert!(problem.next_step().contains("--peers"), "{problem:?}");
-        for (peer, script, line) in [
-            (Peer::Bullmq, "peer.mjs", "npm ci --prefix"),
-            (Peer::Celery, "peer.py", "pip install -r"),
-        ] {
+        for (peer, script, line) in
+            [(Peer::Bullmq, "peer.mjs", "npm ci --prefix"), (Peer::Celery, "peer.py", "pip install -r")]
+        {
             let folder = peers.path().join(peer.name());
             std::fs::create_dir(&folder).unwrap();
             std::fs::write(folder.join(script), "").unwrap();
@@ -182,8 +182,9 @@ mod tests {
         let programs = peers.path().join("celery/.venv/bin");
         std::fs::create_dir_all(&programs).unwrap();
         std::fs::write(peers.path().join("celery/peer.py"), program).unwrap();
-        let python = std::env::split_paths(&std::env::var_os("PATH").unwrap());
-        let python = python.map(|folder| folder.join("python3")).find(|path| path.exists()).unwrap();
+        let path = std::env::var_os("PATH").unwrap();
+        let python = std::env::split_paths(&path).map(|folder| folder.join("python3"));
+        let python = python.into_iter().find(|program| program.exists()).unwrap();
         std::os::unix::fs::symlink(python, programs.join("python")).unwrap();
         peers
     }

@@ -3,9 +3,12 @@
 //! A room is a namespace of Redis or a schema of PostgreSQL whose name begins with a prefix that only this process uses.
 //! Whatever happens, one call of [`Server::clean`] at the end removes all of them.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
+use windlass::Location;
+use windlass_core::redact;
 
 use super::raw::{postgres, redis};
 use crate::exit::Problem;
@@ -18,7 +21,6 @@ pub(super) enum Kind {
 }
 
 /// Where a store can be, besides this process and a file.
-#[derive(Debug)]
 pub(super) struct Server {
     kind: Kind,
     url: String,
@@ -27,20 +29,25 @@ pub(super) struct Server {
     rooms: AtomicU32,
 }
 
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&redact::url(&self.url))
+    }
+}
+
 /// CPU time that a server has used at some moment, in seconds.
 pub(super) type Cpu = Option<f64>;
 
 impl Server {
-    /// The server that a URL names; `None` when it names something else.
-    pub(super) fn of(url: &str) -> Option<Self> {
-        let scheme = url.split_once("://")?.0;
-        let kind = match scheme.split('+').next()? {
-            "redis" | "rediss" | "valkey" | "valkeys" => Kind::Redis,
-            "postgres" | "postgresql" => Kind::Postgres,
-            _ => return None,
+    /// The server of a store; `None` when it is in none.
+    pub(super) fn of(location: &Location) -> Option<Self> {
+        let kind = match location {
+            Location::Memory | Location::Sqlite(_) => return None,
+            Location::Redis(_) => Kind::Redis,
+            Location::Postgres(_) => Kind::Postgres,
         };
         let prefix = format!("windlass_bench_{:08x}_", fastrand::u32(..));
-        Some(Self { kind, url: url.to_owned(), prefix, rooms: AtomicU32::new(0) })
+        Some(Self { kind, url: location.url(), prefix, rooms: AtomicU32::new(0) })
     }
 
     pub(super) fn kind(&self) -> Kind {
@@ -55,7 +62,7 @@ impl Server {
     /// Whether the URL says which of the stores in this server it means.
     pub(super) fn names_a_room(&self) -> bool {
         let name = self.kind.room_parameter();
-        let query = self.url.split_once('?').map_or("", |(_, query)| query);
+        let query = self.url().split_once('?').map_or("", |(_, query)| query);
         query.split('&').any(|part| part.split_once('=').is_some_and(|(key, _)| key == name))
     }
 
@@ -66,15 +73,15 @@ impl Server {
 
     /// The URL of a store in this room.
     pub(super) fn url_of(&self, room: &str) -> String {
-        let separator = if self.url.contains('?') { '&' } else { '?' };
-        format!("{}{separator}{}={room}", self.url, self.kind.room_parameter())
+        let separator = if self.url().contains('?') { '&' } else { '?' };
+        format!("{}{separator}{}={room}", self.url(), self.kind.room_parameter())
     }
 
     /// Removes one room.
     pub(super) async fn remove(&self, room: &str) -> Result<(), Problem> {
         match self.kind {
-            Kind::Redis => redis::remove(&self.url, room).await,
-            Kind::Postgres => postgres::remove(&self.url, room).await,
+            Kind::Redis => redis::remove(self.url(), room).await,
+            Kind::Postgres => postgres::remove(self.url(), room).await,
         }
     }
 
@@ -89,16 +96,16 @@ impl Server {
     /// What it has used until now. Redis says so itself; the processes of PostgreSQL must be on this machine.
     pub(super) async fn cpu(&self) -> Result<Cpu, Problem> {
         match self.kind {
-            Kind::Redis => redis::cpu(&self.url).await,
-            Kind::Postgres => postgres::cpu(&self.url).await,
+            Kind::Redis => redis::cpu(self.url()).await,
+            Kind::Postgres => postgres::cpu(self.url()).await,
         }
     }
 
     /// Its version and the settings that decide how durable it is.
     pub(super) async fn facts(&self) -> Result<Value, Problem> {
         match self.kind {
-            Kind::Redis => redis::facts(&self.url).await,
-            Kind::Postgres => postgres::facts(&self.url).await,
+            Kind::Redis => redis::facts(self.url()).await,
+            Kind::Postgres => postgres::facts(self.url()).await,
         }
     }
 }
@@ -146,6 +153,10 @@ pub(super) fn micros_per_task(before: Cpu, after: Cpu, tasks: u64) -> Option<f64
 mod tests {
     use super::*;
 
+    fn of(url: &str) -> Option<Server> {
+        Server::of(&url.parse().unwrap())
+    }
+
     #[test]
     fn a_url_names_a_server_and_perhaps_a_room() {
         for (url, kind, named) in [
@@ -155,21 +166,27 @@ mod tests {
             ("postgres://h/d?schema=x&connections=4", Kind::Postgres, true),
             ("postgresql://h/d?xschema=x", Kind::Postgres, false),
         ] {
-            let server = Server::of(url).unwrap();
+            let server = of(url).unwrap();
             assert_eq!((server.kind(), server.names_a_room()), (kind, named), "{url}");
         }
-        for url in ["sqlite:a.db", "memory:", "a.db", "mysql://h/d"] {
-            assert!(Server::of(url).is_none(), "{url}");
+        for url in ["sqlite:a.db", "memory:", "a.db"] {
+            assert!(of(url).is_none(), "{url}");
         }
     }
 
     #[test]
+    fn a_password_is_not_shown() {
+        let server = of("redis://:hunter2@h/0").unwrap();
+        assert!(server.url().contains("hunter2") && !format!("{server:?}").contains("hunter2"));
+    }
+
+    #[test]
     fn rooms_are_new_and_share_a_prefix() {
-        let server = Server::of("redis://h/0?ca=x").unwrap();
+        let server = of("redis://h/0?ca=x").unwrap();
         let (one, other) = (server.new_room(), server.new_room());
         assert!(one != other && one.starts_with(&server.prefix) && other.starts_with(&server.prefix));
         assert_eq!(server.url_of("r"), "redis://h/0?ca=x&namespace=r");
-        assert_eq!(Server::of("postgres://h/d").unwrap().url_of("r"), "postgres://h/d?schema=r");
+        assert_eq!(of("postgres://h/d").unwrap().url_of("r"), "postgres://h/d?schema=r");
     }
 
     #[test]

@@ -142,7 +142,7 @@ pub(super) struct Helper {
 impl Helper {
     /// Starts it, and waits until it has opened the store.
     pub(super) async fn start(open: &Open, queue: &QueueName, work: Work, slots: u32) -> Result<Self, Problem> {
-        if !open.is_shared() {
+        if !open.location.is_shared() {
             return Err(Problem::usage("a store in memory has one process only", "leave out `--store memory`"));
         }
         let work = match work {
@@ -154,7 +154,7 @@ impl Helper {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else { return Err(gone()) };
         let mut helper = Self { child, orders, words: BufReader::new(output).lines() };
-        helper.order(&open.url).await?;
+        helper.order(&open.location.url()).await?;
         match helper.next().await? {
             Word::Ready => Ok(helper),
             Word::Started(_) | Word::Settled(_) | Word::Done(_) => Err(gone()),

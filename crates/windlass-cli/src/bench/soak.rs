@@ -71,7 +71,7 @@ struct Sample {
 }
 
 pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
-    if matches!(bench.place, bed::Place::Given { .. }) {
+    if matches!(bench.place, bed::Place::Given(..)) {
         return Err(Problem::usage(
             "a soak removes ended tasks after a short time, so it needs a store of its own",
             "leave out `--store`, write `--store memory`, or name a server without a namespace or schema",

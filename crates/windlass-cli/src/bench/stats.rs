@@ -238,12 +238,7 @@ impl Latencies {
         }
         let number = |value: f64| micros(value as u64);
         let runs = &self.p99;
-        format!(
-            "{all}; p99 of the runs {} ({} to {})",
-            number(runs.median()),
-            number(runs.min()),
-            number(runs.max())
-        )
+        format!("{all}; p99 of the runs {} ({} to {})", number(runs.median()), number(runs.min()), number(runs.max()))
     }
 }
 

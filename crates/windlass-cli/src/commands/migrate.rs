@@ -42,6 +42,8 @@ pub(crate) async fn run(context: &Context, args: &Args) -> Outcome {
     let existed = match &location {
         Location::Memory => true,
         Location::Sqlite(path) => path.exists(),
+        // A server is asked.
+        Location::Redis(_) | Location::Postgres(_) => true,
     };
     let backend = match args.command {
         Command::Status => context.store().await?,

@@ -72,12 +72,14 @@ impl Fleet {
         let errors = output.try_clone()?;
         let mut command = Command::new(&self.program);
         command
-            .args([role, "--store", &self.store, "--name", node.as_str(), "--exit-with-stdin"])
+            .args([role, "--name", node.as_str(), "--exit-with-stdin"])
             .args(flags)
             // The demo shows the defaults, not what this folder, this shell or this machine happens to set.
             .current_dir(&self.folder)
             .env_clear()
             .envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            // Not on the command line, which everybody on this machine can read: it may hold a password.
+            .env("WINDLASS_STORE", &self.store)
             // The receiver is on this machine.
             .env("WINDLASS_TASKS__HTTP__ALLOW_PRIVATE", "true")
             .env("WINDLASS_RETENTION__FINISHED_MAX", self.finished_max.to_string())

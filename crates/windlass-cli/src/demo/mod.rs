@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use windlass::{Location, QueueName};
+use windlass::{Location, QueueName, redact};
 
 use crate::exit::{Exit, Problem};
 use stage::Stage;
@@ -45,7 +45,8 @@ EXAMPLES
   windlass demo
   windlass demo --tasks 2000 --json
   windlass demo --keep                        leave it running and look around
-  windlass demo --store sqlite:/tmp/demo.db   in a store of your choice")]
+  windlass demo --store sqlite:/tmp/demo.db   in a store of your choice
+  windlass demo --store redis://127.0.0.1:6379")]
 pub struct Args {
     /// How many deliveries are enqueued, 100 to 1,000,000.
     #[arg(long, value_name = "COUNT", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
@@ -135,6 +136,7 @@ impl Place {
             }
             // The processes start in a folder of their own.
             Location::Sqlite(path) => Location::Sqlite(std::path::absolute(path)?).to_string(),
+            location @ (Location::Redis(_) | Location::Postgres(_)) => location.url(),
         };
         // There may be other tasks: those of this run have a queue of their own.
         let queue = QueueName::new(format!("demo-{:08x}", fastrand::u32(..)))?;
@@ -157,7 +159,8 @@ async fn perform(args: &Args, setting: &Setting, place: &Place) -> anyhow::Resul
 }
 
 fn still_running(place: &Place) -> String {
-    let Place { store, queue, .. } = place;
+    let Place { queue, .. } = place;
+    let store = redact::url(&place.store);
     format!(
         "\nIt is still running: two workers, and a schedule that fires every second. Look at it from another terminal:\n\
          \n  windlass queue ls --store {store}\

@@ -465,7 +465,11 @@ impl Dispatcher {
     fn settle_failed(&mut self, batch: Batch, error: StoreError, now: Instant, effects: &mut Vec<Effect>) {
         match error {
             StoreError::Rejected(reason) => self.repeat.extend(without_the_refused(batch, &reason)),
-            StoreError::Unreachable(_) | StoreError::Busy(_) | StoreError::NoSpace(_) | StoreError::Broken(_) => {
+            StoreError::Unreachable(_)
+            | StoreError::Busy(_)
+            | StoreError::NoSpace(_)
+            | StoreError::Denied(_)
+            | StoreError::Broken(_) => {
                 self.repeat.push(batch);
                 let again_in = self.settle_again.failed(now);
                 effects.push(Effect::Tell(Told::StoreFailed { operation: "settle", error, again_in }));

@@ -359,7 +359,9 @@ async fn redis_rows(server: &Arc<Server>, load: &Load, structure: Structure) -> 
     check(drained, load)?;
     server.remove(&name).await?;
     let (push, drain) = match structure {
-        Structure::IdsAndBodies => ("enqueue: HSET bodies, RPUSH ids", "drain: id list + body hash + lease set, one script"),
+        Structure::IdsAndBodies => {
+            ("enqueue: HSET bodies, RPUSH ids", "drain: id list + body hash + lease set, one script")
+        }
         Structure::Stream => ("enqueue: XADD pipelined", "drain: XREADGROUP + XACK + XDEL in one trip"),
     };
     let tasks = load.tasks as u64;

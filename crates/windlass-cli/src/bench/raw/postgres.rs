@@ -55,7 +55,6 @@ WITH new AS (INSERT INTO task (id, queue, state, body) VALUES ($1, 1, 1, $2) RET
 SELECT pg_notify($3, $4) FROM new";
 
 /// A schema of its own in a database.
-#[derive(Debug, Clone)]
 pub(super) struct Room {
     url: String,
     schema: String,
@@ -178,9 +177,9 @@ async fn prepare(clients: &[Client], sql: &str) -> Result<Vec<Statement>, Proble
 fn config(url: &str) -> Result<Config, Problem> {
     let ours = ["schema", "connections", "sslmode", "sslrootcert"];
     // The parser's own message may repeat the URL, and with it the password.
-    let mut config: Config = without_parameters(url, &ours)
-        .parse()
-        .map_err(|_| Problem::usage("the URL of PostgreSQL cannot be read", "write postgres://USER@HOST:5432/DATABASE"))?;
+    let mut config: Config = without_parameters(url, &ours).parse().map_err(|_| {
+        Problem::usage("the URL of PostgreSQL cannot be read", "write postgres://USER@HOST:5432/DATABASE")
+    })?;
     config.connect_timeout(PATIENCE).application_name("windlass bench");
     Ok(config)
 }

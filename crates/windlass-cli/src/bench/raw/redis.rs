@@ -17,7 +17,7 @@
 
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, Connection, RedisError, RedisResult, Script, Value};
+use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 use serde_json::{Value as Json, json};
 
 use super::Load;
@@ -29,6 +29,7 @@ use crate::exit::{Exit, Problem};
 const KEEP_SECONDS: u32 = 3_600;
 /// A server that says nothing for this long never will.
 const PATIENCE: Duration = Duration::from_secs(10);
+const LEASE_MICROS: u32 = 30_000_000;
 /// A script hands its arguments over on Lua's stack, which ends at 8,000.
 pub(super) const BATCH_MAX: usize = 2_000;
 
@@ -53,7 +54,7 @@ return {ids, redis.call('HMGET', KEYS[2], unpack(ids))}
 ";
 
 /// A room in a server, and how to get there.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Room {
     url: String,
     prefix: String,
@@ -94,12 +95,10 @@ impl Room {
         on_connections(connections, || {
             let mut connection = connect(&self.url)?;
             let keys = [self.key("ready"), self.key("bodies"), self.key("leases")];
-            let script = Script::new(TURN);
+            let turn = Turn::load(&mut connection, keys)?;
             let (mut held, mut done): (Vec<Vec<u8>>, u64) = (Vec::new(), 0);
             loop {
-                let mut turn = script.prepare_invoke();
-                turn.key(&keys[..]).arg(30_000_000).arg(batch.min(BATCH_MAX)).arg(&held);
-                let (ids, bodies): (Vec<Vec<u8>>, Vec<Vec<u8>>) = turn.invoke(&mut connection)?;
+                let (ids, bodies): (Vec<Vec<u8>>, Vec<Vec<u8>>) = turn.take(&mut connection, batch, &held)?;
                 assert_eq!(ids.len(), bodies.len(), "a claimed task has its body");
                 done += held.len() as u64;
                 held = ids;
@@ -194,6 +193,32 @@ impl Room {
     }
 }
 
+/// The script, once the server knows it.
+struct Turn {
+    digest: String,
+    keys: [String; 3],
+}
+
+impl Turn {
+    fn load(connection: &mut Connection, keys: [String; 3]) -> RedisResult<Self> {
+        let digest = redis::cmd("SCRIPT").arg("LOAD").arg(TURN).query(connection)?;
+        Ok(Self { digest, keys })
+    }
+
+    /// Ends what is held; answers the ids and the bodies of the next.
+    fn take<T: redis::FromRedisValue>(
+        &self,
+        connection: &mut Connection,
+        batch: usize,
+        held: &[Vec<u8>],
+    ) -> RedisResult<(Vec<T>, Vec<T>)> {
+        let mut turn = redis::cmd("EVALSHA");
+        turn.arg(&self.digest).arg(self.keys.len()).arg(&self.keys[..]);
+        turn.arg(LEASE_MICROS).arg(batch.min(BATCH_MAX)).arg(held);
+        turn.query(connection)
+    }
+}
+
 /// The ids in the answer to `XREADGROUP`: a list of streams with one stream, or nil.
 fn entries(answer: Value) -> Vec<Vec<u8>> {
     let Value::Array(mut streams) = answer else { return Vec::new() };
@@ -213,7 +238,8 @@ fn entries(answer: Value) -> Vec<Vec<u8>> {
 fn on_connections(count: usize, work: impl Fn() -> RedisResult<u64> + Sync) -> RedisResult<u64> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..count).map(|_| scope.spawn(&work)).collect();
-        let joined = threads.into_iter().map(|thread| thread.join().map_err(|_| unexpected("a thread has panicked"))?);
+        let joined =
+            threads.into_iter().map(|thread| thread.join().map_err(|_| unexpected("a thread has panicked"))?);
         joined.sum()
     })
 }
@@ -331,10 +357,8 @@ mod tests {
         room.push(&load(3, 2)).unwrap();
         let mut connection = connect(&room.url).unwrap();
         let keys = [room.key("ready"), room.key("bodies"), room.key("leases")];
-        let script = Script::new(TURN);
-        let mut turn = script.prepare_invoke();
-        let (ids, _): (Vec<String>, Vec<String>) =
-            turn.key(&keys[..]).arg(30_000_000).arg(2).invoke(&mut connection).unwrap();
+        let turn = Turn::load(&mut connection, keys.clone()).unwrap();
+        let (ids, _): (Vec<String>, Vec<String>) = turn.take(&mut connection, 2, &[]).unwrap();
         assert_eq!(ids.len(), 2);
         let count = |command: &str, key: &str, connection: &mut Connection| -> u64 {
             redis::cmd(command).arg(key).query(connection).unwrap()
@@ -356,7 +380,15 @@ mod tests {
             in_room.drain_stream(40, 2)
         });
         assert_eq!(drained.await.unwrap(), 250);
-        assert!(!tokio::task::spawn_blocking({ let room = room.clone(); move || room.keys() }).await.unwrap().is_empty());
+        assert!(
+            !tokio::task::spawn_blocking({
+                let room = room.clone();
+                move || room.keys()
+            })
+            .await
+            .unwrap()
+            .is_empty()
+        );
         remove(&url, &format!("{}*", &name[..name.len() - 1])).await.unwrap();
         assert_eq!(tokio::task::spawn_blocking(move || room.keys()).await.unwrap(), Vec::<String>::new());
     }

@@ -1,0 +1,486 @@
+//! The connections that work: group commit, without a thread and without a timer.
+//!
+//! 1. wait for a job   2. take everything else that waits
+//! 3. `BEGIN`, one statement for each kind of job, `COMMIT`: sent together, answered together
+//! 4. answer the jobs, ring the bell
+//!
+//! So concurrent pushes share one commit, and a worker's settle shares that of its next claim. When a transaction fails for
+//! one job's fault, every job runs in a transaction of its own. What cannot be said in one statement for many borrows a
+//! connection ([`Lanes::lend`]).
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tracing::warn;
+use windlass_core::StoreError;
+use windlass_core::backend::{Demand, Renewed};
+
+use crate::claim::{Claimed, PreparedRenewal, Walk};
+use crate::connection::Connection;
+use crate::errors::{Fault, Remedy, again};
+use crate::push::NewTask;
+use crate::settle::{Back, Backs, End};
+use crate::wake::Effects;
+use crate::{Shared, claim, push, settle};
+
+/// No further job joins a transaction that changes this many rows.
+const ROWS_MAX: usize = 5_000;
+/// The most claims in one transaction: each is a statement.
+const CLAIMS_MAX: usize = 8;
+/// How often a transaction is repeated because others were in the way.
+pub(crate) const TRIES: u32 = 8;
+/// A job waits this long for a connection before it is unreachable.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts to connect, at first and later.
+const BACKOFF: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What a lane can do for many callers at once, and lending itself.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Answers for each task whether it was stored.
+    Push(Arc<Vec<NewTask>>, Answer<Vec<bool>>),
+    Settle(Arc<Settling>, Answer<SettledRows>),
+    Claim(Arc<Claiming>, Answer<Took>),
+    Renew(Arc<Vec<PreparedRenewal>>, Answer<Vec<Renewed>>),
+    Lend(Answer<Lent>),
+}
+
+/// Verdicts without anything that follows.
+#[derive(Debug, Default)]
+pub(crate) struct Settling {
+    pub(crate) ends: Vec<End>,
+    pub(crate) backs: Vec<Back>,
+}
+
+/// What a claim asks for.
+#[derive(Debug)]
+pub(crate) struct Claiming {
+    pub(crate) demand: Demand,
+    pub(crate) walk: Walk,
+}
+
+/// The rows that a settle changed, and those that it must not send back because they are to be cancelled.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SettledRows {
+    pub(crate) applied: HashSet<i64>,
+    pub(crate) marked: HashSet<i64>,
+}
+
+/// What a claim found.
+#[derive(Debug, Default)]
+pub(crate) struct Took {
+    pub(crate) claimed: Vec<Claimed>,
+    /// Ready tasks that have expired.
+    pub(crate) late: Vec<i64>,
+    /// How many scheduled tasks it made ready.
+    pub(crate) promoted: usize,
+    pub(crate) names_paused: bool,
+}
+
+impl Job {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Push(tasks, _) => tasks.len(),
+            Self::Settle(settling, _) => settling.ends.len() + settling.backs.len(),
+            Self::Claim(claiming, _) => claiming.demand.max,
+            Self::Renew(renewals, _) => renewals.len(),
+            Self::Lend(_) => 0,
+        }
+    }
+
+    fn nobody_waits(&self) -> bool {
+        match self {
+            Self::Push(_, answer) => answer.is_closed(),
+            Self::Settle(_, answer) => answer.is_closed(),
+            Self::Claim(_, answer) => answer.is_closed(),
+            Self::Renew(_, answer) => answer.is_closed(),
+            Self::Lend(answer) => answer.is_closed(),
+        }
+    }
+
+    fn fail(self, error: &StoreError) {
+        // Nobody hears it when the caller's future was dropped.
+        match self {
+            Self::Push(_, answer) => drop(answer.send(Err(again(error)))),
+            Self::Settle(_, answer) => drop(answer.send(Err(again(error)))),
+            Self::Claim(_, answer) => drop(answer.send(Err(again(error)))),
+            Self::Renew(_, answer) => drop(answer.send(Err(again(error)))),
+            Self::Lend(answer) => drop(answer.send(Err(again(error)))),
+        }
+    }
+}
+
+/// Jobs that wait, oldest first.
+#[derive(Debug, Default)]
+struct Waiting {
+    jobs: Mutex<VecDeque<(Instant, Job)>>,
+    some: Notify,
+}
+
+impl Waiting {
+    fn add(&self, job: Job) {
+        self.jobs.lock().push_back((Instant::now(), job));
+        self.some.notify_one();
+    }
+
+    async fn until_some(&self) {
+        loop {
+            if !self.jobs.lock().is_empty() {
+                return;
+            }
+            self.some.notified().await;
+        }
+    }
+
+    /// The oldest job, and those that can share its transaction.
+    fn take(&self) -> Vec<Job> {
+        let mut jobs = self.jobs.lock();
+        jobs.retain(|(_, job)| !job.nobody_waits());
+        let Some((_, first)) = jobs.pop_front() else { return Vec::new() };
+        let mut taken = vec![first];
+        if !matches!(taken[0], Job::Lend(_)) {
+            let (mut rows, mut claims) = (taken[0].rows(), usize::from(matches!(taken[0], Job::Claim(..))));
+            let mut index = 0;
+            while let Some((_, job)) = jobs.get(index) {
+                let claim = usize::from(matches!(job, Job::Claim(..)));
+                if matches!(job, Job::Lend(_)) || rows + job.rows() > ROWS_MAX || claims + claim > CLAIMS_MAX {
+                    index += 1;
+                    continue;
+                }
+                rows += job.rows();
+                claims += claim;
+                taken.extend(jobs.remove(index).map(|(_, job)| job));
+            }
+        }
+        if !jobs.is_empty() {
+            self.some.notify_one();
+        }
+        taken
+    }
+
+    /// Gives up on jobs: all when nothing can help, those that have waited for too long otherwise.
+    fn give_up(&self, error: &StoreError) {
+        let mut jobs = self.jobs.lock();
+        let (lost, rest): (VecDeque<_>, VecDeque<_>) =
+            jobs.drain(..).partition(|(since, _)| !error.is_transient() || since.elapsed() >= PATIENCE);
+        *jobs = rest;
+        drop(jobs);
+        for (_, job) in lost {
+            job.fail(error);
+        }
+    }
+}
+
+/// The way to the connections. They close when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    waiting: Arc<Waiting>,
+    running: Vec<AbortHandle>,
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.running.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Lanes {
+    /// Starts as many lanes as the address says; the first uses `first`, the others connect when there is work for them.
+    pub(crate) fn start(shared: &Arc<Shared>, first: Connection) -> Self {
+        let waiting = Arc::new(Waiting::default());
+        let mut first = Some(first);
+        let running = (0..shared.address.connections)
+            .map(|_| {
+                let lane = Lane { shared: Arc::clone(shared), waiting: Arc::clone(&waiting), connection: first.take() };
+                tokio::spawn(lane.run()).abort_handle()
+            })
+            .collect();
+        Self { waiting, running }
+    }
+
+    pub(crate) async fn push(&self, tasks: Vec<NewTask>) -> Result<Vec<bool>, StoreError> {
+        self.ask(|answer| Job::Push(Arc::new(tasks), answer)).await
+    }
+
+    pub(crate) async fn settle(&self, settling: Settling) -> Result<SettledRows, StoreError> {
+        self.ask(|answer| Job::Settle(Arc::new(settling), answer)).await
+    }
+
+    pub(crate) async fn claim(&self, claiming: Claiming) -> Result<Took, StoreError> {
+        self.ask(|answer| Job::Claim(Arc::new(claiming), answer)).await
+    }
+
+    pub(crate) async fn renew(&self, renewals: Vec<PreparedRenewal>) -> Result<Vec<Renewed>, StoreError> {
+        self.ask(|answer| Job::Renew(Arc::new(renewals), answer)).await
+    }
+
+    /// Borrows a connection.
+    pub(crate) async fn lend(&self) -> Result<Lent, StoreError> {
+        self.ask(Job::Lend).await
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.waiting.add(job(answer));
+        answered.await.map_err(|_| {
+            StoreError::Unreachable("the runtime that the store was opened on has ended; keep it alive as long".into())
+        })?
+    }
+}
+
+/// A borrowed connection. One that is dropped in the middle of a transaction is closed, which rolls it back.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    connection: Option<Connection>,
+    back: Option<oneshot::Sender<Connection>>,
+    /// Whether a transaction is open, or the connection is of no use for another reason.
+    pub(crate) spoiled: bool,
+}
+
+impl Lent {
+    pub(crate) fn connection(&self) -> &Connection {
+        self.connection.as_ref().unwrap_or_else(|| unreachable!("it is there until it is given back"))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(connection), Some(back), false) = (self.connection.take(), self.back.take(), self.spoiled) {
+            // A lane that has ended meanwhile needs no connection.
+            drop(back.send(connection));
+        }
+    }
+}
+
+struct Lane {
+    shared: Arc<Shared>,
+    waiting: Arc<Waiting>,
+    connection: Option<Connection>,
+}
+
+impl Lane {
+    async fn run(mut self) {
+        let mut backoff = BACKOFF;
+        loop {
+            self.waiting.until_some().await;
+            let connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+                Some(connection) => connection,
+                None => match Connection::open(&self.shared).await {
+                    Ok(connection) => {
+                        backoff = BACKOFF;
+                        connection
+                    }
+                    Err(error) => {
+                        warn!(%error, "cannot connect to the store");
+                        self.waiting.give_up(&error);
+                        tokio::time::sleep(backoff.mul_f64(0.5 + fastrand::f64())).await;
+                        backoff = (backoff * 2).min(BACKOFF_MAX);
+                        self.waiting.some.notify_one();
+                        continue;
+                    }
+                },
+            };
+            // A worker asks for its next tasks right after it has settled the last ones: let it get that far.
+            tokio::task::yield_now().await;
+            self.connection = Box::pin(self.work(connection)).await;
+        }
+    }
+
+    /// Does what waits; answers the connection when it can be used further.
+    async fn work(&self, connection: Connection) -> Option<Connection> {
+        let mut jobs = self.waiting.take();
+        if matches!(jobs.first(), Some(Job::Lend(_))) {
+            let Some(Job::Lend(answer)) = jobs.pop() else { return Some(connection) };
+            let (back, returned) = oneshot::channel();
+            let lent = Lent { connection: Some(connection), back: Some(back), spoiled: false };
+            // When the borrower has gone, the connection comes back with the drop of what could not be sent.
+            drop(answer.send(Ok(lent)));
+            return returned.await.ok();
+        }
+        if jobs.is_empty() || Box::pin(commit(&connection, jobs)).await { Some(connection) } else { None }
+    }
+}
+
+/// Does jobs in one transaction and answers them; `false` when the connection is of no use any more.
+async fn commit(connection: &Connection, jobs: Vec<Job>) -> bool {
+    let mut tries = 0;
+    loop {
+        let done = Box::pin(Batch::of(&jobs).run(connection)).await;
+        let fault = match done {
+            Ok(done) => {
+                done.answer(jobs);
+                return true;
+            }
+            Err(fault) => fault,
+        };
+        let remedy = fault.remedy();
+        if remedy == Remedy::Reconnect {
+            let error = fault.to_store_error(&connection.shared().address.shown);
+            fail_all(jobs, &error);
+            return false;
+        }
+        if connection.run("ROLLBACK").await.is_err() {
+            let error = fault.to_store_error(&connection.shared().address.shown);
+            fail_all(jobs, &error);
+            return false;
+        }
+        if remedy == Remedy::Repeat && tries < TRIES {
+            tries += 1;
+            pause(tries).await;
+            continue;
+        }
+        if jobs.len() > 1 {
+            // One of them cannot be done; the others can.
+            let mut rest = jobs.into_iter();
+            while let Some(job) = rest.next() {
+                if !Box::pin(commit(connection, vec![job])).await {
+                    let error = StoreError::Unreachable("the connection was lost".into());
+                    fail_all(rest, &error);
+                    return false;
+                }
+            }
+            return true;
+        }
+        let error = fault.to_store_error(&connection.shared().address.shown);
+        fail_all(jobs, &error);
+        return true;
+    }
+}
+
+fn fail_all(jobs: impl IntoIterator<Item = Job>, error: &StoreError) {
+    for job in jobs {
+        job.fail(error);
+    }
+}
+
+/// Lets the others go first; who collides twice must not do so in step.
+pub(crate) async fn pause(tries: u32) {
+    let longest = Duration::from_millis(2) * 2_u32.saturating_pow(tries.min(7));
+    tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
+}
+
+/// The statements of some jobs, and their values.
+struct Batch<'a> {
+    tasks: Vec<&'a NewTask>,
+    ends: Vec<&'a End>,
+    backs: Vec<&'a Back>,
+    claims: Vec<&'a Claiming>,
+    renewals: Vec<&'a PreparedRenewal>,
+}
+
+/// What the statements answered.
+struct Done {
+    stored: Vec<bool>,
+    ended: HashSet<(i64, i64)>,
+    sent_back: Backs,
+    took: Vec<Took>,
+    renewed: Vec<Renewed>,
+}
+
+impl<'a> Batch<'a> {
+    fn of(jobs: &'a [Job]) -> Self {
+        let mut batch =
+            Self { tasks: Vec::new(), ends: Vec::new(), backs: Vec::new(), claims: Vec::new(), renewals: Vec::new() };
+        for job in jobs {
+            match job {
+                Job::Push(tasks, _) => batch.tasks.extend(tasks.iter()),
+                Job::Settle(settling, _) => {
+                    batch.ends.extend(&settling.ends);
+                    batch.backs.extend(&settling.backs);
+                }
+                Job::Claim(claiming, _) => batch.claims.push(claiming),
+                Job::Renew(renewals, _) => batch.renewals.extend(renewals.iter()),
+                Job::Lend(_) => unreachable!("a borrowed connection is no part of a transaction"),
+            }
+        }
+        // Everybody locks rows in one order.
+        batch.ends.sort_by_key(|end| end.seq);
+        batch.backs.sort_by_key(|back| back.seq);
+        batch
+    }
+
+    /// One round trip: every statement is sent before the first is answered.
+    async fn run(self, connection: &Connection) -> Result<Done, Fault> {
+        let shared = connection.shared();
+        let now = shared.given_now();
+        let mut effects = Effects::default();
+        let (began, stored, known, ended, sent_back, renewed, promoted, took, committed) = tokio::join!(
+            biased;
+            connection.run("BEGIN"),
+            push::insert(connection, now, &self.tasks),
+            push::forget_known(connection, &self.tasks),
+            settle::end(connection, now, &self.ends),
+            settle::send_back(connection, now, &self.backs),
+            claim::renew(connection, now, &self.renewals),
+            claim::promote(connection, now, if self.claims.is_empty() { 0 } else { claim::PROMOTE_MAX }),
+            join_all(self.claims.iter().map(|claiming| claim::take(connection, now, claiming))),
+            connection.run("COMMIT"),
+        );
+        began?;
+        let stored = push::stored(&self.tasks, &stored?, &known?, &mut effects);
+        let ended = ended?;
+        let sent_back = sent_back?;
+        let renewed = renewed?;
+        let promoted = promoted?;
+        let mut took = took.into_iter().collect::<Result<Vec<_>, _>>()?;
+        committed?;
+        for took in &mut took {
+            took.promoted = promoted.tasks;
+            took.names_paused = promoted.names_paused;
+        }
+        shared.names_paused(promoted.names_paused, !self.claims.is_empty());
+        effects.queues.extend(promoted.queues);
+        effects.queues.extend(sent_back.queues.iter().cloned());
+        effects.scheduled |= sent_back.scheduled;
+        effects
+            .ended
+            .extend(self.ends.iter().filter(|end| ended.contains(&(end.seq, end.fence))).map(|end| end.id.clone()));
+        shared.bell.ring(&effects);
+        shared.changed();
+        Ok(Done { stored, ended, sent_back, took, renewed })
+    }
+}
+
+impl Done {
+    fn answer(mut self, jobs: Vec<Job>) {
+        let (mut stored, mut renewed) = (self.stored.into_iter(), self.renewed.into_iter());
+        let mut took = self.took.into_iter();
+        for job in jobs {
+            // Nobody hears it when the caller's future was dropped; the change stands.
+            match job {
+                Job::Push(tasks, answer) => drop(answer.send(Ok(stored.by_ref().take(tasks.len()).collect()))),
+                Job::Settle(settling, answer) => {
+                    let mut rows = SettledRows::default();
+                    for end in &settling.ends {
+                        // Of equal receipts in two jobs the first counts, as in the statement.
+                        if self.ended.remove(&(end.seq, end.fence)) {
+                            rows.applied.insert(end.seq);
+                        }
+                    }
+                    for back in &settling.backs {
+                        if self.sent_back.applied.remove(&(back.seq, back.fence)) {
+                            rows.applied.insert(back.seq);
+                        } else if self.sent_back.marked.contains(&(back.seq, back.fence)) {
+                            rows.marked.insert(back.seq);
+                        }
+                    }
+                    drop(answer.send(Ok(rows)));
+                }
+                Job::Claim(_, answer) => drop(answer.send(Ok(took.next().unwrap_or_default()))),
+                Job::Renew(renewals, answer) => {
+                    drop(answer.send(Ok(renewed.by_ref().take(renewals.len()).collect())));
+                }
+                Job::Lend(_) => unreachable!("a borrowed connection is no part of a transaction"),
+            }
+        }
+    }
+}

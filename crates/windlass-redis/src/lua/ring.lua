@@ -1,0 +1,16 @@
+-- A claim stops waiting. When it was woken for a task and does not take it, the next one is.
+--
+-- ARGV[5] is the waiting claim (empty when nobody knows it any more), ARGV[6] whether it was woken (`1`), then its queues.
+
+for i = 7, #ARGV do
+  local queue = ARGV[i]
+  if ARGV[5] ~= '' then call('ZREM', P .. 'wait:' .. queue, ARGV[5]) end
+  if ARGV[6] == '1' then
+    local left = 0
+    for _, name in ipairs(call('SMEMBERS', P .. 'lanes:' .. queue)) do
+      left = left + call('ZCARD', P .. 'ready:' .. queue .. ' ' .. name)
+    end
+    if left > 0 then ring(queue, left) end
+  end
+end
+return 'ok'

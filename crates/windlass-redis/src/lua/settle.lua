@@ -1,0 +1,95 @@
+-- Records what became of tasks, each by itself and with everything that follows.
+--
+-- For each task from ARGV[5]: row, check, number, proof, verdict, text, note, amount, follow.
+--   check    `f`: the task is held with the fence `number` and has the id `proof`
+--            `=`: nothing of the packed task `proof` has changed; it gets `number` crashes
+--   verdict  `S` succeeded with the result `text`, skipped for `note`; `D` dead of `text` with the reason `amount`, or `P` the
+--            same of poison, which is an attempt; `C` cancelled; `E` expired; `A` again and `a` again without the attempt,
+--            after `amount`, failed with `text`; `R` released; `K` parked
+--   follow   JSON or empty. For a verdict that does not end the task: what follows when it was to be cancelled
+--
+-- Answers for each `a` applied, `s` stale, or a packed task and its body: it was to be cancelled, nothing was changed, and
+-- the caller must say what follows.
+
+local WIDTH = 9
+local rows = {}
+for i = 5, #ARGV, WIDTH do rows[#rows + 1] = ARGV[i] end
+fetch(rows)
+
+local results = {}
+local answers = {}
+local ENDS = { S = SUCCEEDED, D = IS_DEAD, P = IS_DEAD, C = CANCELLED, E = EXPIRED }
+
+local function settle(i)
+  local row, check, number, proof, verdict = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4]
+  local text, note, amount, follow = ARGV[i + 5], ARGV[i + 6], tonumber(ARGV[i + 7]), ARGV[i + 8]
+  local packed = raw[row]
+  if not packed then return 's' end
+  if check == 'f' then
+    local state, priority, flags, reason, attempt, _, fence, _, rank, enqueued, started, queue, name, node, id =
+      struct.unpack(FORM, packed)
+    if state ~= RUNNING or fence ~= number or id ~= proof then return 's' end
+    if verdict == 'S' and note == '' and (flags == 0 or flags == F_FLOW) then
+      -- What nearly every task is: without a table for it.
+      if text == 'null' then
+        flags = flags + F_NULL
+      else
+        results[#results + 1] = row
+        results[#results + 1] = text
+        flags = flags + F_RESULT
+      end
+      keep(row, struct.pack(FORM, SUCCEEDED, priority, flags, reason, attempt, 0, fence, now, rank, enqueued, started,
+        queue, name, node, id))
+      put(LEASE, row, false)
+      put(ENDED, row, now)
+      count(queue, RUNNING, -1)
+      count(queue, SUCCEEDED, 1)
+      ended[#ended + 1] = id
+      if follow ~= '' then apply(cjson.decode(follow)) end
+      return 'a'
+    end
+  elseif packed ~= proof then
+    return 's'
+  end
+
+  local t = task(row)
+  local was_running = t.state == RUNNING
+  local ends = ENDS[verdict]
+  local to_cancel = not ends and has(t.flags, F_CANCEL)
+  if to_cancel and has(t.flags, F_FLOW) and follow == '' then return { packed, call('HGET', BODY, row) } end
+  if check == 'f' then t.crashes = 0 else t.crashes = number end
+  if text ~= '' and (verdict == 'A' or verdict == 'a' or ((verdict == 'D' or verdict == 'P') and was_running)) then
+    remember(t, text)
+  end
+  leave(t)
+  if verdict == 'a' or verdict == 'R' or verdict == 'K' then t.attempt = t.attempt - 1 end
+  if to_cancel then
+    finish(t, CANCELLED, '', '')
+    if follow ~= '' then apply(cjson.decode(follow)) end
+  elseif ends then
+    finish(t, ends, text, note, amount)
+    if follow ~= '' then apply(cjson.decode(follow)) end
+  elseif verdict == 'R' then
+    t.state, t.at = READY, 0
+    enter(t)
+  elseif verdict == 'K' then
+    t.state, t.at = IS_PARKED, 0
+    enter(t)
+  else
+    set_ready_at(t, now + amount)
+    if amount > 0 then
+      t.state, t.at = SCHEDULED, now + amount
+    else
+      t.state, t.at = READY, 0
+    end
+    enter(t)
+  end
+  return 'a'
+end
+
+for i = 5, #ARGV, WIDTH do answers[#answers + 1] = settle(i) end
+if #results > 0 then many('HSET', P .. 'result', results) end
+flush()
+-- Each settle ends one task at most, so removing two for each keeps the history at its size however rare ticks are.
+if prune_finished(2 * #rows) > 0 then flush() end
+return answers
