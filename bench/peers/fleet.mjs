@@ -1,7 +1,7 @@
 // Worker processes of a Node.js peer: started again as `PROGRAM worker ...`, counted over the channel between processes.
 //
-// A worker says `ready` when it has connected, begins after `go`, says every 5 ms how many jobs it has done, and answers `stop` with its
-// CPU time since `go`.
+// A worker says `ready` when it has connected, begins after `go`, says every 5 ms how many jobs it has done, and answers
+// `stop` with its CPU time since `go`.
 
 import { fork } from 'node:child_process';
 

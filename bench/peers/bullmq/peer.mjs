@@ -1,7 +1,7 @@
 // BullMQ: BENCH_URL=redis://... node peer.mjs JOBS PROCESSES
 //
-// Jobs are added in bulk, 1,000 at once, and removed when they complete, as its documentation advises. Each worker process runs 100
-// jobs at once: more does not make it faster, fewer makes it slower.
+// Jobs are added in bulk, 1,000 at once, and removed when they complete, as its documentation advises. Each worker
+// process runs 100 jobs at once: of 50, 100 and 200 that was the fastest here, by a little.
 
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';

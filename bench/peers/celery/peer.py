@@ -1,7 +1,7 @@
 """Celery: BENCH_URL=redis://... python peer.py TASKS PROCESSES
 
-Prefork, one child for each process; results are ignored, which is what makes it fastest. It has no bulk enqueue: tasks are sent one by
-one over one connection.
+Prefork, one child for each process; results are ignored, which is what makes it fastest. It has no bulk enqueue: tasks
+are sent one by one over one connection.
 """
 
 import json

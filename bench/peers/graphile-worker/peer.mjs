@@ -1,7 +1,7 @@
 // Graphile Worker: BENCH_URL=postgres://... node peer.mjs JOBS PROCESSES
 //
-// In a schema of its own, that is dropped. Jobs are added 1,000 at once. Workers fetch 500 jobs at once into their local queue and complete
-// them in batches: the settings that its documentation names for the highest throughput.
+// In a schema of its own, that is dropped. Jobs are added 1,000 at once. Workers fetch 500 jobs at once into their local
+// queue and complete them in batches: the settings that its documentation names for the highest throughput.
 
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';

@@ -1,7 +1,7 @@
 """TaskIQ: BENCH_URL=redis://... python peer.py TASKS PROCESSES
 
-The stream broker, which acknowledges; results are not stored. 100 tasks at once in each worker process. It has no bulk enqueue: tasks
-are sent one by one.
+The stream broker, which acknowledges; results are not stored. 100 tasks at once in each worker process. It has no bulk
+enqueue: tasks are sent one by one.
 """
 
 import asyncio

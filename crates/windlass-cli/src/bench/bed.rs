@@ -281,7 +281,8 @@ impl Listener for Ear {
     }
 }
 
-/// A worker at work, as `windlass worker` starts it: engine thread, the handlers on this runtime, the log as a listener.
+/// A worker at work, as `windlass worker` starts it: engine thread, the handlers on this runtime, the log as a
+/// listener.
 #[derive(Debug)]
 pub(super) struct Working {
     shutdown: Shutdown,

@@ -1,7 +1,7 @@
 //! `bench compare`: the same work on several stores and on other products, in one report with ratios.
 //!
-//! The runs alternate: in each of them every store and every product has its turn, so that whatever else the machine does
-//! hits all of them.
+//! The runs alternate: in each of them every store and every product has its turn, so that whatever else the machine
+//! does hits all of them.
 
 use std::path::PathBuf;
 
@@ -24,8 +24,8 @@ const GRAPHILE_TIMES_MIN: f64 = 1.5;
 
 /// Several stores and other products, side by side
 ///
-/// Each store and each product drains the same number of tasks that do nothing, in turn; ratios are to the first store. A
-/// product works on the store of its kind that is given here, in names of its own that it removes.
+/// Each store and each product drains the same number of tasks that do nothing, in turn; ratios are to the first store.
+/// A product works on the store of its kind that is given here, in names of its own that it removes.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 EXAMPLES

@@ -1,9 +1,9 @@
 //! `bench drain`: how fast tasks that do nothing are enqueued and drained.
 //!
 //! Nothing is removed meanwhile: `soak` measures that. For each run: a fresh store, all tasks pushed in batches, then a
-//! worker that drains them, in this process or in several of their own. The store's own limit ([`raw`](super::raw)) is measured
-//! after each run, in batches of the size that the worker had, with bodies as long and over as many connections, so that
-//! whatever else the machine does hits both.
+//! worker that drains them, in this process or in several of their own. The store's own limit ([`raw`](super::raw)) is
+//! measured after each run, in batches of the size that the worker had, with bodies as long and over as many
+//! connections, so that whatever else the machine does hits both.
 
 use std::sync::Arc;
 use std::time::Instant;

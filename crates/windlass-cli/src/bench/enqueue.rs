@@ -1,7 +1,7 @@
 //! `bench enqueue`: how fast tasks get into a store.
 //!
-//! For each run, on a fresh queue: one by one from one producer, which waits for each; one by one from many producers at
-//! once, whose pushes a store may join into one commit; in bulk. After each run the store alone pushes in bulk.
+//! For each run, on a fresh queue: one by one from one producer, which waits for each; one by one from many producers
+//! at once, whose pushes a store may join into one commit; in bulk. After each run the store alone pushes in bulk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

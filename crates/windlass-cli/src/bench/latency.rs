@@ -1,8 +1,8 @@
 //! `bench latency`: how soon an enqueued task starts.
 //!
 //! Tasks are enqueued one by one at a steady rate, whether or not those before have started: a slow one cannot hide
-//! behind a producer that waits for it. Each carries the time just before its enqueue; its handler takes the time of its
-//! start. After each run the store alone does the same at the same rate: from a push to whoever waits for it.
+//! behind a producer that waits for it. Each carries the time just before its enqueue; its handler takes the time of
+//! its start. After each run the store alone does the same at the same rate: from a push to whoever waits for it.
 //!
 //! With two processes the worker is this program, started again ([`side`](super::side)). Both read the clock of the
 //! machine, so that their times can be compared.

@@ -15,8 +15,8 @@ use crate::output::bytes;
 
 /// What a store allows, without an engine
 ///
-/// Bare loops of the store's own commands: the least that an honest at-least-once queue must do. Rates are tasks a second;
-/// CPU is milliseconds for 1,000 tasks.
+/// Bare loops of the store's own commands: the least that an honest at-least-once queue must do. Rates are tasks a
+/// second; CPU is milliseconds for 1,000 tasks.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 EXAMPLES

@@ -50,9 +50,10 @@ use report::{Goal, Report};
 
 /// Measure a store and the engine on this machine
 ///
-/// The store is a fresh one, by default SQLite in a temporary file on the disk of the current folder; `--store memory` is
-/// the engine alone. In a server it is a namespace or a schema of its own that is removed afterwards. A file, a namespace
-/// or a schema that is named with `--store` is used as it is: its tasks are left alone, the measured ones are removed.
+/// The store is a fresh one, by default SQLite in a temporary file on the disk of the current folder; `--store memory`
+/// is the engine alone. In a server it is a namespace or a schema of its own that is removed afterwards. A file, a
+/// namespace or a schema that is named with `--store` is used as it is: its tasks are left alone, the measured ones are
+/// removed.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 EXAMPLES

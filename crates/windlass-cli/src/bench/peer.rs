@@ -1,8 +1,9 @@
 //! Other products, each as a small program of its own that pushes and drains the same tasks.
 //!
 //! A peer is a folder with a program and the list of what it needs. It is called as `PROGRAM TASKS PROCESSES` with the
-//! URL of its server in `BENCH_URL`, and writes one JSON line at its end ([`Said`]); `bench/README.md` says with which settings each of them works. Nothing is installed by
-//! itself: a peer that is not there is answered with the line that installs it.
+//! URL of its server in `BENCH_URL`, and writes one JSON line at its end ([`Said`]); `bench/README.md` says with which
+//! settings each of them works. Nothing is installed by itself: a peer that is not there is answered with the line that
+//! installs it.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -1,7 +1,7 @@
 //! `bench scheduled`: how late a delayed task starts.
 //!
-//! Tasks are enqueued beforehand, in bulk, each for an instant of its own: a steady number of them fall due every second.
-//! The handler takes the time of its start; the lateness is from the instant to the start.
+//! Tasks are enqueued beforehand, in bulk, each for an instant of its own: a steady number of them fall due every
+//! second. The handler takes the time of its start; the lateness is from the instant to the start.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The server that a store is in: rooms of our own in it, what it is, and how much CPU it uses.
 //!
-//! A room is a namespace of Redis or a schema of PostgreSQL whose name begins with a prefix that only this process uses.
-//! Whatever happens, one call of [`Server::clean`] at the end removes all of them.
+//! A room is a namespace of Redis or a schema of PostgreSQL whose name begins with a prefix that only this process
+//! uses. Whatever happens, one call of [`Server::clean`] at the end removes all of them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,8 +1,8 @@
 //! `bench worker`: a worker in a process of its own. Nobody but the other measurements calls it.
 //!
-//! The store's URL is the first line of its standard input, where no list of processes shows the password in it. It opens
-//! the store, says `ready`, and works after the next line until it is told to terminate or its standard input is closed.
-//! Each line that it writes is a [`Word`].
+//! The store's URL is the first line of its standard input, where no list of processes shows the password in it. It
+//! opens the store, says `ready`, and works after the next line until it is told to terminate or its standard input is
+//! closed. Each line that it writes is a [`Word`].
 
 use std::io::Write;
 use std::process::Stdio;

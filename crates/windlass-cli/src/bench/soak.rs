@@ -1,9 +1,9 @@
 //! `bench soak`: whether a store and a worker stay as fast, and as small, over very many tasks.
 //!
 //! A producer keeps a bounded backlog in front of a worker until all tasks are done; once a second the rate, the memory
-//! and the size of the files are noted. Retention is short, so that tasks are removed while others are added. In the first
-//! tenth there is nothing old enough to be removed yet; it is shown, but the last tenth is compared with the second, so
-//! that both ends do the same work.
+//! and the size of the files are noted. Retention is short, so that tasks are removed while others are added. In the
+//! first tenth there is nothing old enough to be removed yet; it is shown, but the last tenth is compared with the
+//! second, so that both ends do the same work.
 
 use std::path::PathBuf;
 use std::sync::Arc;

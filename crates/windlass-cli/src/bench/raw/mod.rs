@@ -1,8 +1,9 @@
 //! What the stores themselves allow: for each, the least that an honest at-least-once queue must do, without an engine.
 //!
-//! Each file says exactly what it does. This one gives the measurements a small interface: [`Raw::limit`] is the yardstick for a drain,
-//! [`Raw::wake_ups`] that for a latency, and [`Raw::cases`] is everything that `bench limits` shows. All of it happens in a
-//! fresh file, or in a room of its own in the server ([`Server`](super::server)), which is removed afterwards.
+//! Each file says exactly what it does. This one gives the measurements a small interface: [`Raw::limit`] is the
+//! yardstick for a drain, [`Raw::wake_ups`] that for a latency, and [`Raw::cases`] is everything that `bench limits`
+//! shows. All of it happens in a fresh file, or in a room of its own in the server ([`Server`](super::server)), which
+//! is removed afterwards.
 
 pub(super) mod postgres;
 pub(super) mod redis;
@@ -145,7 +146,8 @@ impl Raw {
         Ok(Limit { enqueue: rate(&rows[0]), drain: rate(&rows[1]) })
     }
 
-    /// From before a push to when the store has handed it over to somebody who waits, at a steady rate, in microseconds.
+    /// From before a push to when the store has handed it over to somebody who waits, at a steady rate, in
+    /// microseconds.
     pub(super) async fn wake_ups(&self, tasks: usize, every: Duration, body: &str) -> Result<Histogram, Problem> {
         match self {
             Self::Sqlite(folder) => {

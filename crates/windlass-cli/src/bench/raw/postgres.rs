@@ -1,13 +1,15 @@
 //! What PostgreSQL itself allows, over `tokio-postgres`, with prepared statements.
 //!
-//! **The yardstick: ack of the last batch and claim of the next in one statement, one commit ([`TURN`]).** The table has the
-//! columns that a claim and a settle need: a place in the queue that is the primary key, id, queue, state, lease, fence,
-//! attempt and body, with two partial indices: ready tasks by queue and place, running ones by the end of their lease. A
-//! turn deletes what was claimed before, by place and fence, and claims the first ready ones that nobody else has locked,
-//! in their order: state, lease by the server's clock, fence and attempt are updated; place, fence, id and body are read.
-//! Each connection takes turns until nothing is left. Statistics are fresh (`ANALYZE`) when it begins, as they are in a store that has been at work.
+//! **The yardstick: ack of the last batch and claim of the next in one statement, one commit ([`TURN`]).** The table
+//! has the columns that a claim and a settle need: a place in the queue that is the primary key, id, queue, state,
+//! lease, fence, attempt and body, with two partial indices: ready tasks by queue and place, running ones by the end of
+//! their lease. A turn deletes what was claimed before, by place and fence, and claims the first ready ones that nobody
+//! else has locked, in their order: state, lease by the server's clock, fence and attempt are updated; place, fence, id
+//! and body are read. Each connection takes turns until nothing is left. Statistics are fresh (`ANALYZE`) when it
+//! begins, as they are in a store that has been at work.
 //!
-//! **Enqueue**: one `INSERT` of `unnest()` for each batch; single rows on several connections at once, each its own commit.
+//! **Enqueue**: one `INSERT` of `unnest()` for each batch; single rows on several connections at once, each its own
+//! commit.
 //!
 //! **Wake-up**: at a steady rate, one statement inserts a row and notifies; a connection that listens hears of it.
 //!

@@ -1,19 +1,21 @@
 //! What Redis itself allows, with one blocking connection to a thread: the cheapest client there is.
 //!
 //! **The yardstick: id list + body hash + lease set.** Three keys: `ready` is a list of ids, `bodies` a hash from id to
-//! body, `leases` a sorted set of the ids that are claimed, by the end of their lease. Push, one trip and one `MULTI` for
-//! each batch: `HSET` of all bodies, `RPUSH` of all ids. Drain, one trip for each batch, one script ([`TURN`], `EVALSHA`):
-//! 1. what was claimed before has ended: `ZREM` from `leases`, `HDEL` from `bodies`; 2. the next ids: `LPOP` with a count;
-//! 3. their leases: the server's `TIME`, `ZADD`; 4. their bodies: `HMGET`. A task is in exactly one place at any time, a
-//! claimed one can be found and given back by the end of its lease, and a body is there until the task has ended.
+//! body, `leases` a sorted set of the ids that are claimed, by the end of their lease. Push, one trip and one `MULTI`
+//! for each batch: `HSET` of all bodies, `RPUSH` of all ids. Drain, one trip for each batch, one script ([`TURN`],
+//! `EVALSHA`):
+//! 1. what was claimed before has ended: `ZREM` from `leases`, `HDEL` from `bodies`; 2. the next ids: `LPOP` with a
+//! count;
+//! 3. their leases: the server's `TIME`, `ZADD`; 4. their bodies: `HMGET`. A task is in exactly one place at any time,
+//! a claimed one can be found and given back by the end of its lease, and a body is there until the task has ended.
 //!
-//! **Streams**, for comparison: `XADD` of a body; drain by `XACK` + `XDEL` of the last batch and `XREADGROUP` of the next, pipelined in
-//! one trip. The group remembers what is claimed.
+//! **Streams**, for comparison: `XADD` of a body; drain by `XACK` + `XDEL` of the last batch and `XREADGROUP` of the
+//! next, pipelined in one trip. The group remembers what is claimed.
 //!
 //! **Wake-up**: a connection waits in `BLMOVE` into a list of what is claimed, another pushes at a steady rate.
 //!
-//! What none of them does: fences, results, counts, priorities, retries, limits, decoding, handlers. How durable a write
-//! is, is the server's setting (`appendfsync`), the same as for the store.
+//! What none of them does: fences, results, counts, priorities, retries, limits, decoding, handlers. How durable a
+//! write is, is the server's setting (`appendfsync`), the same as for the store.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +35,8 @@ const LEASE_MICROS: u32 = 30_000_000;
 /// A script hands its arguments over on Lua's stack, which ends at 8,000.
 pub(super) const BATCH_MAX: usize = 2_000;
 
-/// Ends the last batch and claims the next. Arguments: the lease in microseconds, the most tasks, the ids that have ended.
+/// Ends the last batch and claims the next. Arguments: the lease in microseconds, the most tasks, the ids that have
+/// ended.
 const TURN: &str = r"
 local ended = {unpack(ARGV, 3)}
 if #ended > 0 then
