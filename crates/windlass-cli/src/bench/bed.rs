@@ -267,9 +267,14 @@ struct Ear(Arc<Watch>);
 impl Listener for Ear {
     fn on_event(&self, event: &Event) {
         let Event::Settled { call, verdict, settlement, .. } = event else { return };
-        if !matches!((verdict, settlement), (Verdict::Succeeded { .. }, Settlement::Applied)) {
-            self.0.wrong.fetch_add(1, Ordering::Relaxed);
-            return;
+        match (verdict, settlement) {
+            (Verdict::Succeeded { .. }, Settlement::Applied) => {}
+            // A worker that is stopped before a backlog gives back what it has not begun.
+            (Verdict::Released, _) => return,
+            _ => {
+                self.0.wrong.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
         }
         let now = SystemClock.now();
         self.0.held.lock().add(now.since(call.started_at).as_micros() as u64);

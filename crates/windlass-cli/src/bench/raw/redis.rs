@@ -361,7 +361,7 @@ mod tests {
         let mut connection = connect(&room.url).unwrap();
         let keys = [room.key("ready"), room.key("bodies"), room.key("leases")];
         let turn = Turn::load(&mut connection, keys.clone()).unwrap();
-        let (ids, _): (Vec<String>, Vec<String>) = turn.take(&mut connection, 2, &[]).unwrap();
+        let (ids, _): (Vec<Vec<u8>>, Vec<Vec<u8>>) = turn.take(&mut connection, 2, &[]).unwrap();
         assert_eq!(ids.len(), 2);
         let count = |command: &str, key: &str, connection: &mut Connection| -> u64 {
             redis::cmd(command).arg(key).query(connection).unwrap()
