@@ -1,9 +1,10 @@
 //! `cargo xtask`: the project's own tooling, typed, without shell scripts.
 //!
 //! Every command is one module: [`mod@test`] runs all checks of the project, [`tidy`] the rules that no compiler knows,
-//! [`sim`] many seeds of the simulation, [`servers`] the servers that tests of the stores need. A new command is one
+//! [`sim`] many seeds of the simulation, [`chaos`] large runs with killed workers and servers, [`servers`] the servers that tests of the stores need. A new command is one
 //! variant of [`Task`] and one arm in [`run`].
 
+mod chaos;
 mod finding;
 mod machine;
 mod markdown;
@@ -56,6 +57,8 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
+    /// Kill and freeze workers and crash servers while many tasks run, and check that nothing is lost.
+    Chaos(chaos::Arguments),
     /// Start the servers that the tests of the stores need, run a command with them and stop them.
     ///
     /// Starts a Redis that syncs its log every second, one that syncs it with every write, and a PostgreSQL: on free ports
@@ -86,6 +89,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => test::run(&root, &arguments),
         Task::Tidy { only } => tidy::run(&root, &only).map(|()| ExitCode::SUCCESS),
         Task::Sim { seeds, from } => sim::run(&root, seeds, from).map(|()| ExitCode::SUCCESS),
+        Task::Chaos(arguments) => chaos::run(&root, &arguments).map(|()| ExitCode::SUCCESS),
         Task::Servers { command } => servers::run(&command),
     }
 }

@@ -33,6 +33,7 @@ mod json;
 mod logs;
 mod output;
 mod parent;
+mod probes;
 mod program;
 mod select;
 mod settings;

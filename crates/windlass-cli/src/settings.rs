@@ -1,6 +1,5 @@
 //! The configuration of this run: file, `.env`, environment and the flags of the command line, and the store it names.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use windlass::config::{Loaded, Sources};
@@ -75,7 +74,12 @@ pub(crate) async fn open_at(
     if let (Location::Sqlite(path), Missing::Refuse) = (location, missing)
         && !path.exists()
     {
-        return Err(no_store(path));
+        return Err(no_store(path.display()));
+    }
+    if let (Location::Postgres(_), Missing::Refuse) = (location, missing)
+        && windlass::pending(location).await?.version == 0
+    {
+        return Err(no_store(location));
     }
     let options = ConnectOptions {
         retention: config.retention,
@@ -90,10 +94,10 @@ pub(crate) async fn open_at(
     Ok(connect_with(location, options).await?)
 }
 
-fn no_store(path: &Path) -> Problem {
+fn no_store(place: impl std::fmt::Display) -> Problem {
     Problem::new(
         Exit::Unreachable,
-        format_args!("there is no store at `{}`", path.display()),
+        format_args!("there is no store at `{place}`"),
         "name another with `--store URL`, or make this one with `windlass migrate up`",
     )
 }

@@ -40,6 +40,11 @@ pub enum Event {
         /// When it is tried again.
         again_in: Duration,
     },
+    /// The store answers again.
+    StoreBack {
+        /// How long it has failed.
+        after: Duration,
+    },
     /// Tasks whose lease had run out were returned to their queues by this node.
     Rescued {
         /// How many.
@@ -121,6 +126,9 @@ impl Listener for Log {
                 again_in_ms = again_in.as_millis() as u64,
                 "store failed"
             ),
+            Event::StoreBack { after } => {
+                tracing::info!(event = "store_back", after_ms = after.as_millis() as u64, "store answers again");
+            }
             Event::Rescued { count } => {
                 tracing::warn!(event = "tasks_rescued", count, "tasks of a lost worker are ready again");
             }

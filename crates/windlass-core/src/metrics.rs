@@ -50,6 +50,7 @@ struct Inner {
     end_to_end: Family<Task, Histogram>,
     recovered: Counter,
     store_errors: Family<Operation, Counter>,
+    store_up: Gauge,
     busy: Gauge,
     up: Gauge,
     schedule_fired: Family<Schedule, Counter>,
@@ -128,6 +129,7 @@ impl Metrics {
             end_to_end: Family::new_with_constructor(seconds),
             recovered: Counter::default(),
             store_errors: Family::default(),
+            store_up: Gauge::default(),
             busy: Gauge::default(),
             up: Gauge::default(),
             schedule_fired: Family::default(),
@@ -148,6 +150,8 @@ impl Metrics {
         registry.register_with_unit("task_end_to_end", "From pushed to ended", Unit::Seconds, inner.end_to_end.clone());
         registry.register("tasks_recovered", "Tasks of lost workers that are ready again", inner.recovered.clone());
         registry.register("backend_errors", "Requests that the store failed, by operation", inner.store_errors.clone());
+        inner.store_up.set(1);
+        registry.register("backend_up", "1 while the store answers this worker", inner.store_up.clone());
         registry.register("worker_busy", "Handlers that run now", inner.busy.clone());
         registry.register("worker_up", "1 while the worker claims tasks", inner.up.clone());
         registry.register("schedule_fired", "Slots that were pushed", inner.schedule_fired.clone());
@@ -280,6 +284,10 @@ impl Listener for Metrics {
             }
             Event::StoreFailed { operation, .. } => {
                 self.0.store_errors.get_or_create(&Operation { operation }).inc();
+                self.0.store_up.set(0);
+            }
+            Event::StoreBack { .. } => {
+                self.0.store_up.set(1);
             }
             Event::Rescued { count } => {
                 self.0.recovered.inc_by(*count);

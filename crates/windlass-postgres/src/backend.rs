@@ -11,6 +11,7 @@ use windlass_core::backend::{
     BATCH_MAX, Backend, COMMAND_MAX, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed,
     ScheduleChange, ScheduleChanged, Settled, Settlement, Target, Ticked, WAIT_MAX, check_batch,
 };
+use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, PAGE_MAX, Page, Record, ScheduleRecord};
 use windlass_core::{Envelope, NodeId, StoreError, TaskId};
 
@@ -20,7 +21,9 @@ use crate::lanes::Claiming;
 use crate::listen::For;
 use crate::push::NewTask;
 use crate::tx::transaction;
-use crate::{PostgresStore, claim, command, fleet, info, listing, push, read, retention, schedules, settle, tick};
+use crate::{
+    PostgresStore, claim, command, fleet, info, listing, push, read, retention, schedules, settle, tick, transfer,
+};
 
 /// Who waits asks at least this often, whatever it hears.
 const ASK: Duration = Duration::from_secs(1);
@@ -229,6 +232,23 @@ impl Backend for PostgresStore {
                 () = tokio::time::sleep(ASK) => {}
             }
         }
+    }
+
+    async fn transfer(&self, step: &Transfer) -> Result<Transferred, StoreError> {
+        step.check()?;
+        let changed = match step {
+            Transfer::Close => transaction!(self, tx => transfer::close(&mut tx).await),
+            Transfer::Open => transaction!(self, tx => transfer::open(&mut tx).await),
+            Transfer::Export => {
+                return Ok(Transferred::Parcel(transaction!(self, tx => transfer::export(&tx).await)));
+            }
+            Transfer::Import(parcel) => transaction!(self, tx => transfer::import(&mut tx, parcel).await),
+            Transfer::Evict { tasks, groups } => {
+                transaction!(self, tx => transfer::evict(&mut tx, tasks, groups).await)
+            }
+        };
+        self.add_up_now_and_then().await;
+        Ok(Transferred::Changed(changed))
     }
 
     async fn info(&self) -> Result<Info, StoreError> {

@@ -33,13 +33,14 @@ UNION ALL SELECT NULL, 0, EXISTS (SELECT 1 FROM windlass.paused_name), NULL";
 /// Takes tasks in the order of rank: `$1` the given time, `$2` the queues, `$3` at most how many, `$4` the lease, `$5` the node.
 ///
 /// The rows are updated by their place in the table: they are locked, so they stay there, and no plan can make that slow.
-/// Expired tasks are named and left alone.
+/// Expired tasks are named and left alone. From a store that is closed nothing is taken; see [`crate::transfer::close`].
 pub(crate) const CLAIM: &str = "\
 WITH t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now), \
 p AS MATERIALIZED (SELECT b.ctid, b.seq, b.expires FROM unnest($2::text[]) AS q(name) CROSS JOIN LATERAL ( \
 SELECT l.ctid, l.seq, l.expires FROM windlass.live l WHERE l.state = 1 AND l.queue = q.name \
 AND NOT EXISTS (SELECT 1 FROM windlass.queue s WHERE s.name = q.name AND s.paused) \
 AND NOT EXISTS (SELECT 1 FROM windlass.paused_name) \
+AND NOT EXISTS (SELECT 1 FROM windlass.meta WHERE key = 'closed') \
 ORDER BY l.rank, l.seq LIMIT $3 FOR UPDATE OF l SKIP LOCKED) b LIMIT $3), \
 u AS (UPDATE windlass.live l SET state = 2, at = t.now + $4::bigint, node = $5::text, started_at = t.now, fence = l.fence + 1, \
 attempt = l.attempt + 1, progress = NULL FROM t \
@@ -53,7 +54,8 @@ UNION ALL SELECT p.seq, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FRO
 pub(crate) const CLAIM_BY_NAME: &str = "\
 WITH RECURSIVE t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now), \
 q AS MATERIALIZED (SELECT q.name, q.place FROM unnest($2::text[]) WITH ORDINALITY AS q(name, place) \
-WHERE NOT EXISTS (SELECT 1 FROM windlass.queue s WHERE s.name = q.name AND s.paused)), \
+WHERE NOT EXISTS (SELECT 1 FROM windlass.queue s WHERE s.name = q.name AND s.paused) \
+AND NOT EXISTS (SELECT 1 FROM windlass.meta WHERE key = 'closed')), \
 n AS (SELECT q.place, q.name AS queue, \
 (SELECT l.name FROM windlass.live l WHERE l.state = 1 AND l.queue = q.name ORDER BY l.name LIMIT 1) AS name FROM q \
 UNION ALL SELECT n.place, n.queue, (SELECT l.name FROM windlass.live l WHERE l.state = 1 AND l.queue = n.queue AND l.name > n.name \
@@ -223,4 +225,93 @@ pub(crate) async fn renew(
             None => Renewed::Lost,
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+
+    /// How many tasks wait; a walk over all of them would show.
+    const BACKLOG: i64 = 200_000;
+
+    /// The plan of a statement with this backlog, as the lanes would run it, and what it did.
+    async fn plan(statement: &str, types: &str, values: &str) -> String {
+        let url = std::env::var("WINDLASS_TEST_POSTGRES_URL").unwrap_or_else(|_| {
+            panic!("WINDLASS_TEST_POSTGRES_URL is not set; run `cargo xtask servers -- cargo nextest run -p windlass-postgres`")
+        });
+        let name = format!("t_{}", windlass_core::TaskId::random().to_string().replace('-', ""));
+        let joint = if url.contains('?') { '&' } else { '?' };
+        let address = format!("{url}{joint}schema={name}&connections=1");
+        let store = crate::PostgresStore::connect(&address, crate::Options::default()).await.expect("a store");
+        let client = crate::connection::connect(&store.shared).await.expect("a connection");
+        // Nothing has analysed the table: the planner knows as little as on the first day.
+        client
+            .batch_execute(&store.shared.sql(&format!(
+                "ALTER TABLE windlass.live SET (autovacuum_enabled = off); \
+                 INSERT INTO windlass.live (id, queue, name, priority, state, at, rank, enqueued_at, has_flow, body) \
+                 SELECT 'task-' || n, 'default', CASE WHEN n <= {BACKLOG} / 2 THEN 'shut' ELSE 'open' END, 5, 1, 0, n, 0, false, \
+                 '{{\"v\":1}}' FROM generate_series(1, {BACKLOG}) n; \
+                 PREPARE question ({types}) AS {statement}"
+            )))
+            .await
+            .expect("a backlog");
+        let sql = format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) EXECUTE question ({values})");
+        let lines = client.simple_query(&sql).await.expect("a plan");
+        let lines = lines.iter().filter_map(|line| match line {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        let plan = lines.collect::<Vec<_>>().join("\n");
+        client
+            .batch_execute(&store.shared.sql("DROP SCHEMA windlass CASCADE").replace("windlass", &name))
+            .await
+            .expect("dropped");
+        assert_eq!(schema::for_schema("windlass.live", &name, "c"), format!("{name}.live"));
+        plan
+    }
+
+    /// The rows that the steps of a plan have read of the backlog, at most.
+    fn most_rows(plan: &str) -> i64 {
+        let rows = plan.split("actual rows=").skip(1).filter_map(|rest| {
+            let (rows, rest) = rest.split_once(' ')?;
+            let loops = rest.split_once("loops=")?.1.split(')').next()?;
+            Some(rows.parse::<f64>().ok()? as i64 * loops.parse::<i64>().ok()?)
+        });
+        let removed = plan
+            .split("Rows Removed by Filter: ")
+            .skip(1)
+            .filter_map(|rest| rest.lines().next()?.trim().parse::<i64>().ok());
+        rows.chain(removed).max().unwrap_or(i64::MAX)
+    }
+
+    #[tokio::test]
+    async fn a_claim_reads_no_more_of_a_backlog_than_it_takes() {
+        let plan =
+            plan(CLAIM, "bigint, text[], bigint, bigint, text", "NULL, ARRAY['default'], 100, 30000000, 'node-1'")
+                .await;
+        assert!(plan.contains("using live_ready on live"), "{plan}");
+        assert!(!plan.contains("Seq Scan on live"), "{plan}");
+        assert!(most_rows(&plan) <= 100, "{plan}");
+    }
+
+    #[tokio::test]
+    async fn a_claim_does_not_read_the_tasks_of_names_that_it_leaves_to_others() {
+        let plan = plan(
+            CLAIM_BY_NAME,
+            "bigint, text[], bigint, bigint, text, text[]",
+            "NULL, ARRAY['default'], 100, 30000000, 'node-1', ARRAY['shut']",
+        )
+        .await;
+        assert!(plan.contains("using live_ready_name on live"), "{plan}");
+        assert!(!plan.contains("Seq Scan on live"), "{plan}");
+        assert!(most_rows(&plan) <= 100, "{plan}");
+    }
+
+    #[tokio::test]
+    async fn making_due_tasks_ready_reads_nothing_of_those_that_are() {
+        let plan = plan(PROMOTE, "bigint, bigint", "NULL, 1000").await;
+        assert!(plan.contains("using live_moment on live"), "{plan}");
+        assert!(most_rows(&plan) <= 1, "{plan}");
+    }
 }

@@ -48,8 +48,18 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// Opens a connection without setting it up.
+/// A connection that is not open after this long is given up: a server that accepts and says nothing must not hold a lane.
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Opens a connection and makes the session ours.
 pub(crate) async fn connect(shared: &Shared) -> Result<Client, StoreError> {
+    match timeout(CONNECT_MAX, connect_at_all(shared)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(Fault::Silent.to_store_error(&shared.address.shown)),
+    }
+}
+
+async fn connect_at_all(shared: &Shared) -> Result<Client, StoreError> {
     let in_words = |error: tokio_postgres::Error| store_error(&error, &shared.address.shown);
     let (client, connection) = shared.address.config.connect(shared.connector.clone()).await.map_err(in_words)?;
     tokio::spawn(async move {
@@ -76,7 +86,11 @@ pub(crate) async fn connect(shared: &Shared) -> Result<Client, StoreError> {
 impl Connection {
     /// Opens a connection and prepares what is used all the time.
     pub(crate) async fn open(shared: &Arc<Shared>) -> Result<Self, StoreError> {
-        let client = connect(shared).await?;
+        Self::on(connect(shared).await?, shared).await
+    }
+
+    /// Goes on with an open connection.
+    pub(crate) async fn on(client: Client, shared: &Arc<Shared>) -> Result<Self, StoreError> {
         let connection = Self { client, shared: Arc::clone(shared), prepared: Mutex::default() };
         let hot = [
             push::INSERT,

@@ -97,6 +97,7 @@ pub(crate) fn again(error: &StoreError) -> StoreError {
         StoreError::Unreachable(source) => StoreError::Unreachable(source.to_string().into()),
         StoreError::Busy(text) => StoreError::Busy(text.clone()),
         StoreError::NoSpace(text) => StoreError::NoSpace(text.clone()),
+        StoreError::Denied(text) => StoreError::Denied(text.clone()),
         StoreError::Broken(text) => StoreError::Broken(text.clone()),
         StoreError::Rejected(text) => StoreError::Rejected(text.clone()),
     }
@@ -109,13 +110,13 @@ pub(crate) fn store_error(error: &tokio_postgres::Error, place: &str) -> StoreEr
     let code = said.code();
     let unreachable = |text: String| StoreError::Unreachable(text.into());
     match code {
-        &SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => StoreError::Broken(format!(
+        &SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => StoreError::Denied(format!(
             "{place} refused the user or the password ({message}); check both in the URL, and pg_hba.conf of the server"
         )),
         &SqlState::INVALID_CATALOG_NAME => StoreError::Broken(format!(
             "{place} has no such database ({message}); create it with `createdb`, or correct the URL"
         )),
-        &SqlState::INSUFFICIENT_PRIVILEGE => StoreError::Broken(format!(
+        &SqlState::INSUFFICIENT_PRIVILEGE => StoreError::Denied(format!(
             "this user may not do that in {place} ({message}); let the owner run `windlass migrate up` and grant USAGE on \
              the schema and all rights on its tables, sequences and functions"
         )),
@@ -125,10 +126,7 @@ pub(crate) fn store_error(error: &tokio_postgres::Error, place: &str) -> StoreEr
         | &SqlState::INVALID_SCHEMA_NAME => StoreError::Broken(format!(
             "{place} does not have the tables that this version expects ({message}); run `windlass migrate up`"
         )),
-        &SqlState::READ_ONLY_SQL_TRANSACTION => unreachable(format!(
-            "{place} is read-only, a standby or set so ({message}); point the URL at the primary server, or set \
-             default_transaction_read_only = off; the work goes on by itself"
-        )),
+        &SqlState::READ_ONLY_SQL_TRANSACTION => unreachable(read_only(place, &message)),
         &SqlState::TOO_MANY_CONNECTIONS => unreachable(format!(
             "{place} has no free connection ({message}); raise max_connections, or lower `connections` in the URLs"
         )),
@@ -155,6 +153,13 @@ pub(crate) fn store_error(error: &tokio_postgres::Error, place: &str) -> StoreEr
     }
 }
 
+fn read_only(place: &str, said: &str) -> String {
+    format!(
+        "{place} is read-only, a standby or set so ({said}); point the URL at the primary server, or set \
+         default_transaction_read_only = off; the work goes on by itself"
+    )
+}
+
 fn connection_error(error: &tokio_postgres::Error, place: &str) -> StoreError {
     let mut said = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -172,8 +177,11 @@ fn connection_error(error: &tokio_postgres::Error, place: &str) -> StoreError {
              turn TLS on in the server, or write sslmode=disable on a network that you trust"
         ));
     }
+    if said.contains("does not allow writes") {
+        return StoreError::Unreachable(read_only(place, &said).into());
+    }
     if said.contains("password missing") || said.contains("authentication") {
-        return StoreError::Broken(format!("{place} wants a password ({said}); write it into the URL"));
+        return StoreError::Denied(format!("{place} wants a password ({said}); write it into the URL"));
     }
     StoreError::Unreachable(
         format!("{place} does not answer ({said}); check host and port, and whether the server runs").into(),

@@ -151,21 +151,24 @@ async fn group_of(tx: &Tx, id: &GroupId) -> Result<Option<Group>, Fault> {
         )
         .await?;
     let Some(row) = rows.first() else { return Ok(None) };
-    let policy = [FailurePolicy::All, FailurePolicy::Any, FailurePolicy::Collect];
-    let stored: &str = value(row, 2)?;
     let number = |index: usize| -> Result<u32, Fault> { Ok(u32::try_from(value::<i32>(row, index)?).unwrap_or(0)) };
     Ok(Some(Group {
         number: value(row, 0)?,
         size: number(1)?,
-        policy: policy
-            .into_iter()
-            .find(|policy| policy.as_str() == stored)
-            .ok_or_else(|| Fault::damaged("group", "its policy is unknown"))?,
+        policy: policy_of(value(row, 2)?)?,
         succeeded: number(3)?,
         failed: number(4)?,
         completed: value(row, 5)?,
         broken: value(row, 6)?,
     }))
+}
+
+/// The policy with this name.
+pub(crate) fn policy_of(stored: &str) -> Result<FailurePolicy, Fault> {
+    [FailurePolicy::All, FailurePolicy::Any, FailurePolicy::Collect]
+        .into_iter()
+        .find(|policy| policy.as_str() == stored)
+        .ok_or_else(|| Fault::damaged("group", "its policy is unknown"))
 }
 
 async fn after_of(tx: &Tx, number: i64) -> Result<After, Fault> {

@@ -15,7 +15,7 @@ use tracing::warn;
 use windlass_core::StoreError;
 
 use crate::Shared;
-use crate::connection::{REQUEST_MAX, SET_UP};
+use crate::connection::{CONNECT_MAX, REQUEST_MAX, SET_UP};
 use crate::errors::store_error;
 use crate::wake::Effects;
 
@@ -129,7 +129,11 @@ impl Ears {
     async fn run(mut self) {
         loop {
             self.until_somebody_waits().await;
-            match self.connect().await {
+            let connected = match timeout(CONNECT_MAX, self.connect()).await {
+                Ok(connected) => connected,
+                Err(_) => Err(StoreError::Unreachable("the server does not answer the listener".into())),
+            };
+            match connected {
                 Ok((client, notes)) => {
                     if let Err(error) = self.listen(&client, notes).await {
                         warn!(%error, "the store's notifications are not heard for a moment");

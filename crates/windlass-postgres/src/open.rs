@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use tokio_postgres::Client;
 use windlass_core::time::LeaseGuard;
 use windlass_core::view::Retention;
 use windlass_core::{Clock, StoreError, TaskId};
 
 use crate::address::Address;
 use crate::connection::{self, Connection};
+use crate::errors::store_error;
 use crate::lanes::Lanes;
 use crate::listen::Listener;
 use crate::retention::{self, Upkeep};
@@ -64,11 +66,13 @@ impl PostgresStore {
     /// pool, better a direct connection, of its own.
     ///
     /// # Errors
-    /// [`StoreError::Broken`] when somebody must act: a wrong URL, password or database, missing rights, an old server, a
+    /// [`StoreError::Denied`] when the server does not let us in or not do what we must: a wrong user or password, missing
+    /// rights, a standby. [`StoreError::Broken`] when somebody must act otherwise: a wrong URL or database, an old server, a
     /// newer schema, a certificate that cannot be trusted. [`StoreError::Unreachable`] when nobody answers.
     pub async fn connect(url: &str, options: Options) -> Result<Self, StoreError> {
         let shared = Arc::new(shared(url, options.retention, options.time)?);
         let client = connection::connect(&shared).await?;
+        must_write(&client, &shared).await?;
         let pending = schema::pending(schema::version(&client, &shared.address).await?, &shared.address)?;
         if !pending.steps.is_empty() {
             // A schema without tables is new: nobody's data is migrated.
@@ -81,8 +85,7 @@ impl PostgresStore {
             schema::migrate(&client, &shared.address).await?;
         }
         retention::make_partitions(&shared, &client).await?;
-        drop(client);
-        let first = Connection::open(&shared).await?;
+        let first = Connection::on(client, &shared).await?;
         let lanes = Lanes::start(&shared, first);
         let listener = Listener::start(&shared);
         Ok(Self { lanes, listener, shared })
@@ -105,8 +108,23 @@ impl PostgresStore {
     pub async fn migrate(url: &str) -> Result<usize, StoreError> {
         let shared = shared(url, Retention::default(), Time::Server)?;
         let client = connection::connect(&shared).await?;
+        must_write(&client, &shared).await?;
         schema::migrate(&client, &shared.address).await
     }
+}
+
+/// Refuses a server that may not write. One that becomes so while the store is open is waited for: it may be a switch to
+/// another primary.
+async fn must_write(client: &Client, shared: &Shared) -> Result<(), StoreError> {
+    let place = &shared.address.shown;
+    let asked = client.query_one("SELECT current_setting('transaction_read_only') = 'on'", &[]).await;
+    if asked.map_err(|error| store_error(&error, place))?.get(0) {
+        return Err(StoreError::Denied(format!(
+            "{place} is read-only, a standby or set so; point the URL at the primary server, or set \
+             default_transaction_read_only = off"
+        )));
+    }
+    Ok(())
 }
 
 fn shared(url: &str, retention: Retention, time: Time) -> Result<Shared, StoreError> {

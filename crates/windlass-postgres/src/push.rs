@@ -90,8 +90,13 @@ impl NewTask {
     }
 
     /// What a task gives back when it ends. A key that is taken for a window is not given back: the window ends by itself.
-    fn guard(&self) -> Option<&str> {
+    pub(crate) fn guard(&self) -> Option<&str> {
         self.unique.as_ref().filter(|(_, window)| window.is_none()).map(|(key, _)| key.as_str())
+    }
+
+    /// What is stored of it besides the columns.
+    pub(crate) fn body(&self) -> &str {
+        &self.body
     }
 
     /// Stores the task in a transaction of the caller's; answers the id of the task that has its id or unique key already.

@@ -40,7 +40,7 @@ async fn by_id(tx: &Tx, sql: &str, ids: &[String]) -> Result<HashMap<TaskId, Rec
 
 /// The maintained counts: what was added up, and what has changed since.
 pub(crate) async fn counts(tx: &Tx) -> Result<Counts, Fault> {
-    let (counted, first, paused) = tokio::try_join!(
+    let (counted, first, paused, closed) = tokio::try_join!(
         tx.query(
             "WITH d AS (SELECT queue, sum(scheduled)::bigint AS scheduled, sum(ready)::bigint AS ready, sum(running)::bigint AS running, \
              sum(parked)::bigint AS parked, sum(succeeded)::bigint AS succeeded, sum(dead)::bigint AS dead, \
@@ -63,6 +63,7 @@ pub(crate) async fn counts(tx: &Tx) -> Result<Counts, Fault> {
             &[],
         ),
         tx.query("SELECT name FROM windlass.paused_name ORDER BY name", &[]),
+        tx.query("SELECT 1 FROM windlass.meta WHERE key = 'closed'", &[]),
     )?;
     let mut queues = BTreeMap::new();
     for row in counted {
@@ -88,5 +89,5 @@ pub(crate) async fn counts(tx: &Tx) -> Result<Counts, Fault> {
         }
     }
     let paused_tasks = paused.iter().map(|row| parse("task name", value(row, 0)?)).collect::<Result<_, Fault>>()?;
-    Ok(Counts { queues, paused_tasks })
+    Ok(Counts { queues, paused_tasks, closed: !closed.is_empty() })
 }

@@ -115,7 +115,7 @@ pub(crate) fn micros(duration: Duration) -> i64 {
 }
 
 /// One column of many rows, as a list for `unnest`.
-pub(crate) fn column<'a, R, T>(rows: &'a [&'a R], of: impl Fn(&'a R) -> T) -> Vec<T> {
+pub(crate) fn column<'a, R, T>(rows: &[&'a R], of: impl Fn(&'a R) -> T) -> Vec<T> {
     rows.iter().map(|row| of(row)).collect()
 }
 
@@ -124,21 +124,23 @@ pub(crate) fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// What [`record`] reads of a task that has not ended; conditions on `t` follow.
+/// What [`record`] reads of a task that has not ended, and its rank; conditions on `t` follow.
 pub(crate) const LIVE_RECORD: &str = "\
 SELECT t.seq, t.id, t.name, t.queue, t.priority, t.state, t.at, t.attempt, t.crashes, t.enqueued_at, t.started_at, t.node, \
-t.cancel, NULL::smallint AS reason, NULL::text AS skipped, t.progress, t.failure, t.history, NULL::text AS result, t.body \
+t.cancel, NULL::smallint AS reason, NULL::text AS skipped, t.progress, t.failure, t.history, NULL::text AS result, t.body, t.rank \
 FROM windlass.live t";
 
 /// What [`record`] reads of a finished task.
 pub(crate) const FINISHED_RECORD: &str = "\
 SELECT t.seq, t.id, t.name, t.queue, t.priority, t.state, t.finished_at, t.attempt, t.crashes, t.enqueued_at, t.started_at, \
-t.node, false, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, t.body FROM windlass.finished t";
+t.node, false, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, t.body, \
+NULL::bigint FROM windlass.finished t";
 
 /// What [`record`] reads of a dead letter or of a result with a time of its own.
 pub(crate) const KEPT_RECORD: &str = "\
 SELECT t.seq, t.id, t.name, t.queue, t.priority, t.state, t.finished_at, t.attempt, t.crashes, t.enqueued_at, t.started_at, \
-t.node, false, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, t.body FROM windlass.kept t";
+t.node, false, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, t.body, \
+NULL::bigint FROM windlass.kept t";
 
 /// A record with its place in the order of insertion.
 pub(crate) fn record(row: &Row) -> Result<(i64, Record), Fault> {
@@ -206,6 +208,15 @@ fn history(row: &Row, index: usize) -> Result<Vec<AttemptRecord>, Fault> {
             })
         })
         .collect()
+}
+
+/// The opposite of what reads a history: a JSON list of stored attempts; `None` for an empty one.
+pub(crate) fn stored_history(attempts: &[AttemptRecord]) -> Option<String> {
+    let stored = |attempt: &AttemptRecord| -> StoredAttempt {
+        let AttemptRecord { number, node, started_at, ended_at, failure } = attempt.clone();
+        (number, node, started_at.map(Timestamp::as_micros), ended_at.as_micros(), failure)
+    };
+    (!attempts.is_empty()).then(|| to_json(&attempts.iter().map(stored).collect::<Vec<_>>()))
 }
 
 fn json_column<T: DeserializeOwned>(row: &Row, index: usize, what: &str) -> Result<Option<T>, Fault> {

@@ -78,10 +78,16 @@ async fn fire(
     push: &[Envelope],
     missed: u64,
 ) -> Result<ScheduleChanged, Fault> {
-    let rows = tx.query("SELECT next, paused FROM windlass.schedule WHERE id = $1 FOR UPDATE", &[&id.as_str()]).await?;
+    let rows = tx
+        .query(
+            "SELECT next, paused OR EXISTS (SELECT 1 FROM windlass.meta WHERE key = 'closed') FROM windlass.schedule \
+             WHERE id = $1 FOR UPDATE",
+            &[&id.as_str()],
+        )
+        .await?;
     let Some(row) = rows.first() else { return Ok(ScheduleChanged::Unknown) };
-    let (slot, paused): (Option<i64>, bool) = (value(row, 0)?, value(row, 1)?);
-    if paused || slot != Some(expected.as_micros()) {
+    let (slot, stopped): (Option<i64>, bool) = (value(row, 0)?, value(row, 1)?);
+    if stopped || slot != Some(expected.as_micros()) {
         return Ok(ScheduleChanged::Raced);
     }
     let tasks: Vec<NewTask> = push.iter().map(NewTask::of).collect();

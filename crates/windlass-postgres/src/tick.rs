@@ -56,7 +56,11 @@ pub(crate) async fn tick(tx: &mut Tx, node: &NodeId) -> Result<Ticked, Fault> {
         tx.query(FORLORN, until_forlorn),
         tx.query("SELECT number, what, slots FROM windlass.orders WHERE node = $1 ORDER BY number FOR UPDATE", of_node),
         tx.query("SELECT id FROM windlass.live WHERE cancel AND state = 2 AND node = $1 LIMIT $2", some_of_node),
-        tx.query("SELECT min(next) FROM windlass.schedule WHERE NOT paused", &[]),
+        tx.query(
+            "SELECT min(next) FROM windlass.schedule WHERE NOT paused \
+             AND NOT EXISTS (SELECT 1 FROM windlass.meta WHERE key = 'closed')",
+            &[],
+        ),
     );
     let promoted = promoted?;
     tx.effects.queues.extend(promoted.queues);

@@ -8,12 +8,13 @@ use windlass_core::backend::{
     BATCH_MAX, Backend, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked, check_batch,
 };
+use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass_core::{NodeId, TaskId};
 
 use crate::record::{list, optional_text, parse};
 use crate::scripts::Script;
-use crate::{RedisStore, claim, command, counts, encode, fleet, info, listing, schedules, settle, watch};
+use crate::{RedisStore, claim, command, counts, encode, fleet, info, listing, schedules, settle, transfer, watch};
 
 #[async_trait]
 impl Backend for RedisStore {
@@ -90,6 +91,10 @@ impl Backend for RedisStore {
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {
         check_batch("ids", ids.len(), BATCH_MAX)?;
         watch::watch(&self.shared, ids, wait).await
+    }
+
+    async fn transfer(&self, step: &Transfer) -> Result<Transferred, StoreError> {
+        transfer::transfer(&self.shared, step).await
     }
 
     async fn info(&self) -> Result<Info, StoreError> {

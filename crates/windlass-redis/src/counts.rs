@@ -27,11 +27,13 @@ pub(crate) async fn counts(shared: &Shared) -> Result<Counts, StoreError> {
         *queues.entry(parse("queue name", queue)?).or_default().of_mut(state) =
             u64::try_from(integer(&value)?).unwrap_or(0);
     }
-    let mut paused_tasks = Vec::new();
+    let (mut paused_tasks, mut closed) = (Vec::new(), false);
     for paused in next()? {
-        match text(paused)?.split_once(' ') {
+        let paused = text(paused)?;
+        match paused.split_once(' ') {
             Some(("q", queue)) => queues.entry(parse("queue name", queue)?).or_default().paused = true,
             Some(("n", name)) => paused_tasks.push(parse("task name", name)?),
+            None if paused == "closed" => closed = true,
             _ => return Err(damaged("pause", "it is of neither a queue nor a name")),
         }
     }
@@ -45,5 +47,5 @@ pub(crate) async fn counts(shared: &Shared) -> Result<Counts, StoreError> {
     for queue in texts(Value::Array(next()?))? {
         queues.entry(parse("queue name", &queue)?).or_default();
     }
-    Ok(Counts { queues, paused_tasks })
+    Ok(Counts { queues, paused_tasks, closed })
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use redis::Cmd;
 use serde_json::{Map, Value, json};
 use windlass_core::flow::{After, Arrival, Follow, Member, NewGroup, stranded_verdict};
-use windlass_core::{Due, Envelope, Failure, Json, Timestamp, Verdict};
+use windlass_core::{Due, Envelope, Failure, Json, StoreError, Timestamp, Verdict};
 
-use crate::record::to_json;
+use crate::record::{parse, to_json};
 
 /// A result that is kept for longer than this is kept for this long: times stay exact in doubles.
 const KEEP_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
@@ -30,6 +30,16 @@ fn due(due: Due) -> String {
         Due::Now => String::new(),
         Due::After(delay) => format!("+{}", micros(delay)),
         Due::At(at) => at.as_micros().to_string(),
+    }
+}
+
+/// The opposite of [`due`].
+pub(crate) fn due_of(text: &str) -> Result<Due, StoreError> {
+    let micros = |digits: &str| parse::<u64>("due time", digits);
+    match text.strip_prefix('+') {
+        Some(digits) => Ok(Due::After(Duration::from_micros(micros(digits)?))),
+        None if text.is_empty() => Ok(Due::Now),
+        None => parse("due time", text).map(Timestamp::from_micros).map(Due::At),
     }
 }
 
@@ -100,7 +110,7 @@ pub(crate) fn follow(follow: &Follow) -> String {
 }
 
 /// What is recorded with a task that never runs because of this failure.
-fn stranded(cause: Option<&Failure>) -> String {
+pub(crate) fn stranded(cause: Option<&Failure>) -> String {
     match stranded_verdict(cause) {
         Verdict::Dead { failure, .. } => to_json(&failure),
         verdict => unreachable!("a stranded task is a dead letter, not {verdict:?}"),
@@ -121,7 +131,7 @@ fn place(member: &Member) -> Map<String, Value> {
     at
 }
 
-fn group(new: &NewGroup) -> Value {
+pub(crate) fn group(new: &NewGroup) -> Value {
     json!({
         "id": new.id.to_string(),
         "size": new.size.to_string(),

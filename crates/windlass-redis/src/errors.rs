@@ -38,7 +38,7 @@ fn of_server(kind: ServerErrorKind, error: &RedisError, said: &str, at: &str) ->
             let advice = if kind == ServerErrorKind::Moved { "; write redis+cluster:// for a cluster" } else { "" };
             StoreError::Busy(format!("the cluster of {at} does not serve these keys at the moment{advice} ({said})"))
         }
-        ServerErrorKind::NoPerm => StoreError::Broken(format!(
+        ServerErrorKind::NoPerm => StoreError::Denied(format!(
             "{at} does not allow this user what Windlass needs ({}); give it `~{{NAMESPACE}}:* &{{NAMESPACE}}:* +@all -@admin +info`",
             error.detail().unwrap_or("no details")
         )),
@@ -58,7 +58,7 @@ fn of_code(code: &str, said: &str, at: &str) -> StoreError {
             "{at} has been running one script for too long; look with `redis-cli` which client does that"
         )),
         "NOAUTH" => {
-            StoreError::Broken(format!("{at} wants a password; write it into the URL as redis://:PASSWORD@HOST"))
+            StoreError::Denied(format!("{at} wants a password; write it into the URL as redis://:PASSWORD@HOST"))
         }
         "WRONGPASS" => wrong_password(at),
         "NOREPLICAS" => StoreError::Busy(format!("{at} has fewer replicas than `min-replicas-to-write` demands")),
@@ -78,7 +78,7 @@ fn of_code(code: &str, said: &str, at: &str) -> StoreError {
 }
 
 fn wrong_password(at: &str) -> StoreError {
-    StoreError::Broken(format!("{at} refused the user name or the password; correct them in the URL"))
+    StoreError::Denied(format!("{at} refused the user name or the password; correct them in the URL"))
 }
 
 /// A server that lacks what we need.
@@ -95,7 +95,9 @@ fn of_connection(error: &RedisError, said: &str, at: &str) -> StoreError {
         ));
     }
     if error.is_timeout() {
-        return unreachable(format!("{at} does not answer; look whether it is stopped or behind a firewall"));
+        // A port without TLS waits for the end of a line that never comes.
+        let tls = if at.starts_with("`rediss") { ", and whether this is its TLS port" } else { "" };
+        return unreachable(format!("{at} does not answer; look whether it is stopped or behind a firewall{tls}"));
     }
     if error.is_connection_refusal() {
         return unreachable(format!("nothing listens at {at} ({said}); start the server or correct the URL"));

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{
@@ -34,7 +34,14 @@ pub(crate) struct Link {
     /// The server as messages name it.
     at: String,
     meta_key: String,
-    live: Mutex<Option<Live>>,
+    slot: Mutex<Slot>,
+}
+
+/// The connection, and how the last attempt to make one ended.
+#[derive(Debug, Default)]
+struct Slot {
+    live: Option<Live>,
+    failed: Option<(Instant, StoreError)>,
 }
 
 /// A connection that works, as far as anybody knows.
@@ -62,7 +69,7 @@ impl Link {
     pub(crate) fn new(location: Location) -> Self {
         let at = format!("`{location}`");
         let meta_key = format!("{}meta", location.prefix());
-        Self { location, at, meta_key, live: Mutex::new(None) }
+        Self { location, at, meta_key, slot: Mutex::default() }
     }
 
     pub(crate) fn location(&self) -> &Location {
@@ -132,18 +139,36 @@ impl Link {
     }
 
     async fn give_up(&self, gone: &Live) {
-        let mut live = self.live.lock().await;
-        if live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.broken, &gone.broken)) {
-            *live = None;
+        let mut slot = self.slot.lock().await;
+        if slot.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.broken, &gone.broken)) {
+            slot.live = None;
         }
     }
 
     async fn live(&self) -> Result<Live, StoreError> {
-        let mut live = self.live.lock().await;
-        if let Some(live) = live.as_ref().filter(|live| !live.broken.load(Ordering::Acquire)) {
+        let asked_at = Instant::now();
+        let mut slot = self.slot.lock().await;
+        if let Some(live) = slot.live.as_ref().filter(|live| !live.broken.load(Ordering::Acquire)) {
             return Ok(live.clone());
         }
-        *live = None;
+        slot.live = None;
+        // Whoever waited for an attempt that failed is told of that one: one attempt of each, one after the other, would take
+        // as many times the limit as there are requests.
+        if let Some((failed_at, error)) = &slot.failed
+            && *failed_at >= asked_at
+        {
+            return Err(again(error));
+        }
+        match self.make().await {
+            Ok(live) => Ok(slot.live.insert(live).clone()),
+            Err(error) => {
+                slot.failed = Some((Instant::now(), again(&error)));
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(&self) -> Result<Live, StoreError> {
         let broken = Arc::new(AtomicBool::new(false));
         let notice = Arc::clone(&broken);
         let on_push = move |push: PushInfo| -> Result<(), std::convert::Infallible> {
@@ -155,7 +180,7 @@ impl Link {
         let mut connection = self.connect(config().set_push_sender(on_push)).await?;
         let major = self.check(&mut connection).await?;
         let scripts = Arc::new(self.load(&mut connection, major).await?);
-        Ok(live.insert(Live { connection, scripts, broken }).clone())
+        Ok(Live { connection, scripts, broken })
     }
 
     /// A connection of its own, for whoever listens.
@@ -328,7 +353,7 @@ impl Link {
         }
         if info_field(&about, "role") == Some("slave") {
             let primary = info_field(&about, "master_host").unwrap_or("unknown");
-            return Err(StoreError::Broken(format!(
+            return Err(StoreError::Denied(format!(
                 "{} is a read-only replica of `{primary}`; give the URL of the primary, or use redis+sentinel://",
                 self.at
             )));
@@ -359,6 +384,18 @@ impl Link {
         }
         let names = pipeline.query_async(connection).await.map_err(|error| self.fault(&error))?;
         Ok(Loaded { command: "EVALSHA", names })
+    }
+}
+
+/// A copy of an error; its source, when it has one, as text.
+fn again(error: &StoreError) -> StoreError {
+    match error {
+        StoreError::Unreachable(source) => StoreError::Unreachable(source.to_string().into()),
+        StoreError::Busy(text) => StoreError::Busy(text.clone()),
+        StoreError::NoSpace(text) => StoreError::NoSpace(text.clone()),
+        StoreError::Denied(text) => StoreError::Denied(text.clone()),
+        StoreError::Broken(text) => StoreError::Broken(text.clone()),
+        StoreError::Rejected(text) => StoreError::Rejected(text.clone()),
     }
 }
 

@@ -160,6 +160,24 @@ async fn blocks(shared: &Shared, after: Option<i64>) -> Result<Vec<i64>, StoreEr
     Ok(blocks)
 }
 
+/// The first tasks in the order of insertion that are wanted, at most `limit` of them.
+pub(crate) async fn oldest(
+    shared: &Shared,
+    limit: usize,
+    is_wanted: impl Fn(&Packed) -> bool,
+) -> Result<Vec<(i64, Packed)>, StoreError> {
+    let mut found = Vec::new();
+    for block in blocks(shared, None).await? {
+        let rows: Vec<i64> = (block * BLOCK..(block + 1) * BLOCK).collect();
+        let tasks = packed_of(shared, &rows).await?;
+        found.extend(tasks.into_iter().filter(|(_, packed)| is_wanted(packed)).take(limit - found.len()));
+        if found.len() == limit {
+            break;
+        }
+    }
+    Ok(found)
+}
+
 async fn packed_of(shared: &Shared, rows: &[i64]) -> Result<Vec<(i64, Packed)>, StoreError> {
     if rows.is_empty() {
         return Ok(Vec::new());

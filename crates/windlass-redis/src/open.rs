@@ -56,8 +56,9 @@ impl RedisStore {
     /// Opens a store; makes it when the namespace is empty.
     ///
     /// # Errors
-    /// [`StoreError::Unreachable`] when no server answers. [`StoreError::Broken`] when it cannot be used: it is older than
-    /// Redis 6.2, a replica, refuses the password, drops keys when it is full, or holds the store of a newer version.
+    /// [`StoreError::Unreachable`] when no server answers. [`StoreError::Denied`] when it refuses the password, does not allow
+    /// this user what we need, or is a replica. [`StoreError::Broken`] when it cannot be used: it is older than Redis 6.2, drops
+    /// keys when it is full, or holds the store of a newer version.
     pub async fn open(location: Location, options: Options) -> Result<Self, StoreError> {
         let link = Link::new(location);
         let shared = Shared {

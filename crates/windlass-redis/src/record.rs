@@ -19,6 +19,7 @@ use crate::errors::damaged;
 pub(crate) const CANCEL: u16 = 1;
 pub(crate) const EXPIRES: u16 = 8;
 const NULL: u16 = 32;
+const LARGE: u16 = 1024;
 const NO_REASON: u8 = 255;
 
 /// A task as the scripts pack it; `FORM` in `common.lua`.
@@ -39,6 +40,8 @@ pub(crate) struct Packed {
     pub(crate) name: TaskName,
     node: Option<NodeId>,
     pub(crate) id: TaskId,
+    /// Its body, when that is packed with it.
+    body: String,
 }
 
 impl Packed {
@@ -76,6 +79,7 @@ impl Packed {
             name: parse("task name", name)?,
             node: if node.is_empty() { None } else { Some(parse("node name", node)?) },
             id: parse("task id", id)?,
+            body: String::from_utf8(rest.0.to_vec()).map_err(|error| damaged("task", error))?,
         })
     }
 
@@ -84,8 +88,9 @@ impl Packed {
         Timestamp::from_micros(self.rank + i64::from(self.priority.level()) * AGING.as_micros() as i64)
     }
 
-    /// The envelope with this body.
-    pub(crate) fn envelope(&self, body: &str) -> Result<Envelope, windlass_core::envelope::InvalidBody> {
+    /// The envelope; `large` is its body, when that is not packed with it.
+    pub(crate) fn envelope(&self, large: &str) -> Result<Envelope, windlass_core::envelope::InvalidBody> {
+        let body = if self.flags & LARGE == 0 { &self.body } else { large };
         let mut envelope =
             Envelope::from_body(self.id.clone(), self.name.clone(), self.queue.clone(), self.priority, body)?;
         // A task that starts over does not expire any more; its body is not written again for that.

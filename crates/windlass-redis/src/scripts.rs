@@ -15,13 +15,15 @@ pub(crate) enum Script {
     Beat,
     Schedule,
     Ring,
+    Transfer,
+    Import,
 }
 
 const COMMON: &str = include_str!("lua/common.lua");
 const FLOW: &str = include_str!("lua/flow.lua");
 
 impl Script {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Open,
         Self::Push,
         Self::Claim,
@@ -34,6 +36,8 @@ impl Script {
         Self::Beat,
         Self::Schedule,
         Self::Ring,
+        Self::Transfer,
+        Self::Import,
     ];
 
     /// What it is called in the library.
@@ -51,6 +55,8 @@ impl Script {
             Self::Beat => "beat",
             Self::Schedule => "schedule",
             Self::Ring => "ring",
+            Self::Transfer => "transfer",
+            Self::Import => "import",
         }
     }
 
@@ -69,12 +75,14 @@ impl Script {
             Self::Beat => include_str!("lua/beat.lua"),
             Self::Schedule => include_str!("lua/schedule.lua"),
             Self::Ring => include_str!("lua/ring.lua"),
+            Self::Transfer => include_str!("lua/transfer.lua"),
+            Self::Import => include_str!("lua/import.lua"),
         }
     }
 
     /// Its text for a server of this version.
     pub(crate) fn text(self, major: u32) -> String {
-        let flow = if matches!(self, Self::Push | Self::Settle) { FLOW } else { "" };
+        let flow = if matches!(self, Self::Push | Self::Settle | Self::Import) { FLOW } else { "" };
         let first = match (self.needs_memory(), major >= 7) {
             // What works off the queues may go over the limit of memory: it is what makes room.
             (false, true) => "#!lua flags=allow-oom\n",
@@ -87,7 +95,7 @@ impl Script {
 
     /// Whether it stores something new, which a full server refuses.
     fn needs_memory(self) -> bool {
-        matches!(self, Self::Open | Self::Push | Self::Schedule)
+        matches!(self, Self::Push | Self::Schedule | Self::Import)
     }
 
     fn writes(self) -> bool {

@@ -70,7 +70,7 @@ impl Word {
     }
 }
 
-fn reason_code(reason: DeadReason) -> i64 {
+pub(crate) fn reason_code(reason: DeadReason) -> i64 {
     DeadReason::ALL.iter().position(|known| *known == reason).map_or(0, |code| code as i64)
 }
 

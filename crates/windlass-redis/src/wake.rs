@@ -90,7 +90,9 @@ async fn listen(shared: &Arc<Shared>) {
     let mut listening = shared.bell.listening.subscribe();
     if !shared.bell.started.swap(true, Ordering::AcqRel) {
         let weak = Arc::downgrade(shared);
+        let listener = Listener(weak.clone());
         tokio::spawn(async move {
+            let _listener = listener;
             while let Some(shared) = weak.upgrade() {
                 if !hear(&shared).await {
                     return;
@@ -104,9 +106,22 @@ async fn listen(shared: &Arc<Shared>) {
     let _ = tokio::time::timeout(LISTEN_WITHIN, listening.wait_for(|listening| *listening)).await;
 }
 
+/// Somebody listens. A runtime that ends takes its tasks along: then the next who waits begins anew.
+struct Listener(std::sync::Weak<Shared>);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.bell.listening.send_replace(false);
+            shared.bell.started.store(false, Ordering::Release);
+        }
+    }
+}
+
 /// Listens until the connection breaks. Answers whether to listen again.
 async fn hear(shared: &Arc<Shared>) -> bool {
     let mut closing = shared.bell.closing.subscribe();
+    // tidy: allow(unbounded): the client library hands messages over without waiting; they are short and taken at once
     let (sender, mut heard) = mpsc::unbounded_channel();
     let mut connection = match shared.link.listen(sender).await {
         Ok(connection) => connection,

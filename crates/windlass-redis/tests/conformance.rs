@@ -1,13 +1,35 @@
 //! The contract of a task store, against Redis: two stores in one namespace, as two processes would have it.
 
+mod common;
+
 use std::sync::Arc;
 
 use windlass_core::TaskId;
 use windlass_redis::{Location, Options, RedisStore, Time};
 use windlass_testkit::conformance::{Opened, Setup};
 
+/// The keys of a case, removed when it has ended.
+struct Keys {
+    url: String,
+    namespace: String,
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        let Ok(mut server) = redis::Client::open(self.url.as_str()).and_then(|client| client.get_connection()) else {
+            return;
+        };
+        let pattern = format!("{{{}}}:*", self.namespace);
+        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query(&mut server).unwrap_or_default();
+        if !keys.is_empty() {
+            // What stays is in nobody's way.
+            let _ = redis::cmd("UNLINK").arg(keys).query::<i64>(&mut server);
+        }
+    }
+}
+
 async fn open(setup: Setup) -> Opened {
-    let url = std::env::var("WINDLASS_TEST_REDIS_URL").expect("WINDLASS_TEST_REDIS_URL");
+    let url = common::redis_url();
     let namespace = format!("test-{}", TaskId::random());
     let location: Location = url.parse().expect("a URL");
     let location = location.with_namespace(&namespace).expect("a namespace");
@@ -15,7 +37,7 @@ async fn open(setup: Setup) -> Opened {
         Options { retention: setup.retention, time: Time::Given(Arc::new(setup.clock)), ..Options::default() };
     let store = RedisStore::open(location.clone(), options.clone()).await.expect("a new namespace");
     let second = RedisStore::open(location, options).await.expect("the same namespace");
-    Opened::new(store).with_second(second)
+    Opened::new(store).with_second(second).keep(Keys { url, namespace })
 }
 
 windlass_testkit::conformance!(open);

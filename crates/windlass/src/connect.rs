@@ -42,6 +42,41 @@ pub async fn connect_with(location: &Location, options: ConnectOptions) -> Resul
     }
 }
 
+/// What is to be done before this program can use a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// The version of the store's layout; 0 when there is no store yet.
+    pub version: u32,
+    /// What is to be done, in this order, in words; nothing when the store is up to date.
+    pub steps: Vec<&'static str>,
+    /// The same for those who apply it themselves; only of stores that are made by SQL of a user with rights.
+    pub sql: Option<String>,
+}
+
+/// Looks at the layout of a store, and changes nothing. Opening a store does what is pending.
+///
+/// # Errors
+/// [`ConnectError`], when a newer program wrote the store too.
+pub async fn pending(location: &Location) -> Result<Pending, ConnectError> {
+    match location {
+        #[cfg(feature = "sqlite")]
+        Location::Sqlite(path) => {
+            let path = path.clone();
+            let looked = tokio::task::spawn_blocking(move || windlass_sqlite::SqliteStore::pending(path)).await;
+            let pending =
+                looked.map_err(|error| StoreError::Broken(format!("the store cannot be read: {error}")))??;
+            Ok(Pending { version: pending.version, steps: pending.steps, sql: None })
+        }
+        #[cfg(feature = "postgres")]
+        Location::Postgres(url) => {
+            let pending = windlass_postgres::PostgresStore::pending(url.secret()).await?;
+            Ok(Pending { version: pending.version, steps: pending.steps, sql: Some(pending.sql.concat()) })
+        }
+        // Nothing has to be made before, or opening says why it cannot be used.
+        _ => Ok(Pending { version: 1, steps: Vec::new(), sql: None }),
+    }
+}
+
 /// Where a store is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
@@ -221,10 +256,9 @@ async fn redis(url: &ServerUrl, options: ConnectOptions) -> Result<Arc<dyn Backe
 
 #[cfg(feature = "postgres")]
 async fn postgres(url: &ServerUrl, options: ConnectOptions) -> Result<Arc<dyn Backend>, ConnectError> {
-    use windlass_postgres::{Location, Options, PostgresStore};
-    let location: Location = url.secret().parse().map_err(|error| ConnectError::InvalidUrl(format!("{error}")))?;
+    use windlass_postgres::{Options, PostgresStore};
     let options = Options { retention: options.retention, ..Options::default() };
-    Ok(Arc::new(PostgresStore::open(location, options).await?))
+    Ok(Arc::new(PostgresStore::connect(url.secret(), options).await?))
 }
 
 #[cfg(not(all(feature = "redis", feature = "postgres")))]

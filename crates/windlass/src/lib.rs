@@ -39,7 +39,9 @@
 
 mod connect;
 
-pub use connect::{ConnectError, ConnectOptions, Location, NetworkFiles, connect, connect_with};
+pub use connect::{
+    ConnectError, ConnectOptions, Location, NetworkFiles, Pending, ServerUrl, connect, connect_with, pending,
+};
 pub use windlass_core::*;
 
 /// What nearly every file that declares or enqueues tasks needs.

@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::logs::{self, Labels, Stream};
 use crate::parent::{self, Parent};
+use crate::probes::Probes;
 use crate::program::Program;
 use crate::settings::{self, Override, shown_store};
 use crate::signals;
@@ -29,6 +30,7 @@ EXAMPLES
   windlass worker                                    tasks of the queue `default`
   windlass worker -Q email=3,default -c 8            three of four times email first
   windlass worker --name w1@%h --grace 1m --schedules
+  windlass worker --listen 127.0.0.1:9100            probes and metrics
   windlass worker --store sqlite:/var/lib/app/tasks.db")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -71,6 +73,9 @@ pub(crate) struct NodeFlags {
     /// The name in the fleet, unique; %h is the host, %p the process [default: host-process-random]
     #[arg(short, long, value_name = "NAME")]
     name: Option<String>,
+    /// Answer probes (/livez, /readyz, /startupz) and /metrics there [config: worker.listen]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
     /// Stop when standard input closes: the process that started this one has ended
     #[arg(long, hide = true)]
     exit_with_stdin: bool,
@@ -98,7 +103,8 @@ pub(crate) struct WorkFlags {
 
 impl NodeFlags {
     fn overrides(&self) -> Vec<Override> {
-        Override::of("worker.node", "--name", self.name.as_ref()).into_iter().collect()
+        let name = Override::of("worker.node", "--name", self.name.as_ref());
+        name.into_iter().chain(Override::of("worker.listen", "--listen", self.listen.as_ref())).collect()
     }
 
     fn parent(&self) -> Parent {
@@ -193,7 +199,14 @@ pub(crate) async fn run_node(
     let Context { loaded, program, .. } = context;
     let registry = program.build().await?;
     say_hello(&loaded, &backend, &settings, &registry).await?;
-    let worker = Worker::new(backend, registry, settings).listener(event::Log).host(&host());
+    let probes = match loaded.config.worker.listen {
+        Some(address) => Some(Probes::serve(Arc::clone(&backend), address).await?),
+        None => None,
+    };
+    let mut worker = Worker::new(backend, registry, settings).listener(event::Log).host(&host());
+    if let Some(probes) = probes {
+        worker = worker.listener(probes);
+    }
     let ended = worker.start(shutdown).await.map_err(|error| {
         Problem::new(Exit::Failed, format_args!("the engine's thread cannot be started: {error}"), "see `ulimit -u`")
     })?;

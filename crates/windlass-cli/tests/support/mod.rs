@@ -85,12 +85,17 @@ impl House {
 
     /// A worker of another name that is ready.
     pub(crate) fn worker_named(&self, name: &str, args: &[&str]) -> Worker {
+        let mut worker = self.starting_worker(name, args);
+        worker.wait_for("worker_ready");
+        worker
+    }
+
+    /// A worker that is not ready yet.
+    pub(crate) fn starting_worker(&self, name: &str, args: &[&str]) -> Worker {
         let mut command = self.command(&[&["worker", "--name", name], args].concat());
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the program starts");
         let log = BufReader::new(child.stdout.take().expect("its log is piped"));
-        let mut worker = Worker { child, log: Box::new(log) };
-        worker.wait_for("worker_ready");
-        worker
+        Worker { child, log: Box::new(log) }
     }
 }
 

@@ -91,6 +91,17 @@ pub static KEYS: &[Key<Config>] = &[
     )
     .preset("false"),
     key(
+        "worker.listen",
+        "Where a worker answers probes (`/livez`, `/readyz`, `/startupz`) and `/metrics`, to whoever asks; nowhere when it is not set.",
+        Kind::Parsed {
+            shape: "an address with a port, such as 127.0.0.1:9100 or [::1]:9100",
+            set: |config, text| {
+                config.worker.listen = Some(text.parse().map_err(|_| format!("`{text}` is no address with a port"))?);
+                Ok(())
+            },
+        },
+    ),
+    key(
         "client.deadline",
         "How long one call to the store may take before it counts as unreachable.",
         Kind::Duration {

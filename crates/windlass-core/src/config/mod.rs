@@ -103,6 +103,8 @@ pub struct WorkerConfig {
     pub node: Option<NodeId>,
     /// Also fire schedules.
     pub schedules: bool,
+    /// Where probes and metrics are answered; nowhere when it is `None`.
+    pub listen: Option<std::net::SocketAddr>,
 }
 
 /// How this process talks to the store.
@@ -180,6 +182,7 @@ impl Config {
                 cancel_grace: Duration::ZERO,
                 node: None,
                 schedules: false,
+                listen: None,
             },
             client: ClientConfig { deadline: Duration::ZERO },
             retention: Retention::default(),

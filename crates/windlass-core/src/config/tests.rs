@@ -37,6 +37,7 @@ fn example(key: &Key<Config>) -> &'static str {
         "store" => "postgres://user:hunter2@db/app",
         "worker.queues" => "email=3,default",
         "worker.node" => "web-1",
+        "worker.listen" => "127.0.0.1:9100",
         "log.level" => "warn,windlass_core=debug",
         "log.format" => "json",
         "tasks.http.user_agent" => "courier/2 (mail)",
@@ -61,6 +62,7 @@ fn without_any_source_there_are_the_defaults() {
     assert_eq!(config.worker.cancel_grace, duration("10s"));
     assert_eq!(config.worker.node, None);
     assert!(!config.worker.schedules);
+    assert_eq!(config.worker.listen, None);
     assert_eq!(config.client.deadline, duration("5s"));
     assert_eq!(config.retention, Retention::default());
     assert_eq!(config.log, LogConfig { level: "info".to_owned(), format: LogFormat::Auto });

@@ -166,6 +166,8 @@ pub(crate) struct Dispatcher {
     beating: bool,
     claim_again: Backoff,
     settle_again: Backoff,
+    /// When the store first failed, until a tick succeeds.
+    store_failed_at: Option<Instant>,
     tick_at: Instant,
     beat_at: Instant,
     watch_at: Instant,
@@ -228,6 +230,7 @@ impl Dispatcher {
             beating: false,
             claim_again: Backoff::default(),
             settle_again: Backoff::default(),
+            store_failed_at: None,
             tick_at: now,
             beat_at: now,
             watch_at: now + TICK,
@@ -334,7 +337,7 @@ impl Dispatcher {
             }
             Err(error) => {
                 let again_in = self.claim_again.failed(now);
-                effects.push(Effect::Tell(Told::StoreFailed { operation: "claim", error, again_in }));
+                self.store_failed("claim", error, again_in, now, effects);
             }
         }
     }
@@ -472,7 +475,7 @@ impl Dispatcher {
             | StoreError::Broken(_) => {
                 self.repeat.push(batch);
                 let again_in = self.settle_again.failed(now);
-                effects.push(Effect::Tell(Told::StoreFailed { operation: "settle", error, again_in }));
+                self.store_failed("settle", error, again_in, now, effects);
             }
         }
     }

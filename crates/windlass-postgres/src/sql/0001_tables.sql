@@ -1,6 +1,7 @@
 -- Tables of the store. `windlass.` stands for the schema, `@channel` for its channel of notifications.
 -- Times are microseconds since 1970. Words compare byte by byte: the same order on every server.
 
+-- `version`, and `closed` while the store is closed.
 CREATE TABLE windlass.meta (key text COLLATE "C" PRIMARY KEY, value bigint NOT NULL);
 INSERT INTO windlass.meta VALUES ('version', 0);
 
@@ -146,6 +147,7 @@ CREATE TABLE windlass.groups (
     touched_at bigint NOT NULL
 ) WITH (fillfactor = 70);
 CREATE INDEX groups_touched ON windlass.groups (touched_at);
+CREATE INDEX groups_open ON windlass.groups (number) WHERE NOT completed;
 CREATE TABLE windlass.arrival (
     number bigint NOT NULL,
     place integer NOT NULL,

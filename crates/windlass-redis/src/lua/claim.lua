@@ -3,22 +3,28 @@
 -- ARGV from 5: node, lease, most, the waiting claim (empty when it does not wait), whether it has waited before (`1`), the
 -- number of queues, the queues, names that are left to others. The waiting claim is `handle number most picky`.
 --
--- Answers how many were taken, microseconds until the next one falls due (-1 for none), then row, packed task and body of
--- each; then, for each task that has expired and whose body says what follows, row, packed task and body: the caller ends it.
+-- Answers how many were taken, microseconds until the next one falls due (-1 for none), then row, packed task and large body
+-- of each; then, for each task that has expired and whose body says what follows, the same: the caller ends it.
 
 local node, lease, most = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local waiting, waited, amount = ARGV[8], ARGV[9] == '1', tonumber(ARGV[10])
 local LOOK = 8
 
-local blocked, paused_queues = {}, {}
+local blocked, paused_queues, closed = {}, {}, false
 local paused = call('HKEYS', P .. 'paused')
 for i = 1, #paused do
   local kind, name = string.match(paused[i], '^(%S) (%S+)$')
-  if kind == 'q' then paused_queues[name] = true else blocked[name] = true end
+  if kind == 'q' then
+    paused_queues[name] = true
+  elseif kind == 'n' then
+    blocked[name] = true
+  else
+    closed = true
+  end
 end
 for i = 11 + amount, #ARGV do blocked[ARGV[i]] = true end
 
-local taken, packed_of, late = {}, {}, {}
+local taken, large, late = {}, {}, {}
 
 -- Takes the first rows of a lane that is the only one; what has expired is left to `hand_out`.
 local function first_of(key, room)
@@ -75,13 +81,13 @@ end
 -- Leases rows that are the first of their lanes; answers how many were taken.
 local function hand_out(queue, rows)
   local tasks, leases, gone, kept = {}, {}, {}, {}
-  local until_ = now + lease
+  local until_ = string.format('%.0f', now + lease)
   local before = #taken
   for i = 1, #rows do
     local row = rows[i]
     local packed = raw[row]
     if packed then
-      local _, priority, flags, reason, attempt, crashes, fence, _, rank, enqueued, _, from, name, _, id =
+      local _, priority, flags, reason, attempt, crashes, fence, _, rank, enqueued, _, from, name, _, id, body_at =
         struct.unpack(FORM, packed)
       local expired = false
       if flags ~= 0 then
@@ -104,7 +110,8 @@ local function hand_out(queue, rows)
       end
       if not expired then
         packed = struct.pack(FORM, RUNNING, priority, flags, reason, attempt + 1, crashes, fence + 1, 0, rank, enqueued,
-          now, from, name, node, id)
+          now, from, name, node, id) .. string.sub(packed, body_at)
+        if has(flags, F_LARGE) then large[#large + 1] = row end
         raw[row] = packed
         tasks[#tasks + 1] = row
         tasks[#tasks + 1] = packed
@@ -127,7 +134,7 @@ end
 local room, alarm = most, -1
 for i = 11, 10 + amount do
   local queue = ARGV[i]
-  if not paused_queues[queue] and room > 0 then
+  if not closed and not paused_queues[queue] and room > 0 then
     if promote(queue, 1000) > 0 then
       -- What is promoted here is for this claim; others that wait have an alarm of their own.
       fresh[queue] = nil
@@ -193,7 +200,7 @@ if waiting ~= '' then
       end
       if left > 0 then ring(queue, left) end
     end
-    if #taken == 0 and not paused_queues[queue] then
+    if #taken == 0 and not closed and not paused_queues[queue] then
       local first = call('ZRANGE', P .. 'due:' .. queue, 0, 0, 'WITHSCORES')
       if first[2] then
         local after = math.max(tonumber(first[2]) - now, 0)
@@ -204,14 +211,16 @@ if waiting ~= '' then
 end
 
 local answer = { #taken, alarm }
-local found = ask_many('HMGET', BODY, taken)
+local found, bodies_of = ask_many('HMGET', BODY, large), {}
+for i = 1, #large do bodies_of[large[i]] = found[i] end
 for i = 1, #taken do
-  local at = 3 * i
-  answer[at], answer[at + 1], answer[at + 2] = taken[i], raw[taken[i]], found[i]
+  local at, row = 3 * i, taken[i]
+  answer[at], answer[at + 1], answer[at + 2] = row, raw[row], bodies_of[row] or false
 end
 for i = 1, #late do
-  answer[#answer + 1] = late[i]
-  answer[#answer + 1] = record(late[i])
-  answer[#answer + 1] = call('HGET', BODY, late[i])
+  local t = task(late[i])
+  answer[#answer + 1] = t.row
+  answer[#answer + 1] = raw[t.row]
+  answer[#answer + 1] = large_body(t)
 end
 return answer

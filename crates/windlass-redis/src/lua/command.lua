@@ -2,7 +2,7 @@
 --
 -- ARGV[5] is the action. `cancel`, `retry`, `discard`, `move`, `reprioritise`, `run_now`: ARGV[6] is the queue or the priority, ARGV[7]
 -- says whether `id`s or `row`s follow. Answers for each -1 changed, -2 unknown, the number of its state when the action has no
--- meaning for it, or a list of row, packed task and body: it is to be cancelled and the caller must say what follows.
+-- meaning for it, or a list of row, packed task and large body: it is to be cancelled and the caller must say what follows.
 -- `pause`, `resume`: ARGV[6] is `q` or `n`, ARGV[7] the name. `order`: ARGV[6] is the node, ARGV[7] the order. Answer what they changed.
 
 local action = ARGV[5]
@@ -44,7 +44,7 @@ local function cancel(t)
     call('SADD', P .. 'cancel:' .. t.node, t.row)
     save(t)
   elseif has(t.flags, F_FLOW) then
-    return { t.row, raw[t.row], call('HGET', BODY, t.row) }
+    return { t.row, raw[t.row], large_body(t) }
   else
     leave(t)
     finish(t, CANCELLED, '', '')

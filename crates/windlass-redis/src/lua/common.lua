@@ -16,22 +16,24 @@ local P, now, KEEP_FINISHED, FINISHED_MAX, KEEP_DEAD
 local TASK, BODY, ID, LEASE, ENDED, DEAD, FORGET, PARKED, EXPIRES
 
 -- How a task is packed: state, priority, flags, reason, attempt, crashes, fence, at, rank, enqueued, started, queue, name,
--- node, id. `at` is when a scheduled task is due and when an ended one ended.
+-- node, id; then its body, when that is short. `at` is when a scheduled task is due and when an ended one ended.
 local FORM = '<BBHBIIdddddssss'
 local SCHEDULED, READY, RUNNING, IS_PARKED, SUCCEEDED, IS_DEAD, CANCELLED, EXPIRED = 0, 1, 2, 3, 4, 5, 6, 7
 local NO_REASON, UPSTREAM = 255, 6
 -- A cancel was asked for; the body says what follows; parts that most tasks lack are in the hash `extra`, among them: a
 -- date of expiry, a time that the result is kept, a unique key. There is a result; it is `null`; something is written in
--- the hashes `failure`, `history`, `progress` or `skipped`; no result is kept.
-local F_CANCEL, F_FLOW, F_EXTRA, F_EXPIRES, F_RESULT, F_NULL, F_STORY, F_KEEP, F_GUARD, F_MUTE =
-  1, 2, 4, 8, 16, 32, 64, 128, 256, 512
+-- the hashes `failure`, `history`, `progress` or `skipped`; no result is kept; the body is in the hash `body`.
+local F_CANCEL, F_FLOW, F_EXTRA, F_EXPIRES, F_RESULT, F_NULL, F_STORY, F_KEEP, F_GUARD, F_MUTE, F_LARGE =
+  1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024
+-- A body up to this size is written again with each change of its task: that costs less than an entry of its own.
+local SHORT_BODY = 256
 -- A level of priority is worth five minutes of waiting.
 local AGING = 300000000
 local HISTORY_MAX = 20
 
 local function has(flags, flag) return band(flags, flag) ~= 0 end
 local function without(flags, flag) return band(flags, bit.bnot(flag)) end
-local function row_text(number) return string.format('%014.0f', number) end
+local function row_text(number) return string.format('%014d', number) end
 
 -- A command with many values, in slices: Lua takes a few thousand values in one call.
 local function many(command, key, values)
@@ -61,12 +63,14 @@ local raw, changed, order     -- packed tasks by row; those to be written
 local bodies, ids_new         -- field and value in turn
 local ids                     -- id to row, or false
 local zsets                   -- key to row to score, or false for a row that is taken out
-local lanes                   -- key of a lane to queue and name
+local lanes, lane_keys        -- key of a lane to queue and name, and back
 local counts, blocks          -- changes
 local queues                  -- queues that got a task
 local fresh, early            -- tasks that became ready, the earliest due time, by queue
 local ended                   -- ids that ended
 local extras                  -- what `extra` says, by row
+local now_text                -- a score that many tasks get is written once: that costs more than to store it
+local rank_texts              -- the same by priority, of tasks that are ready now
 
 local function begin()
   -- There is nothing to call while a library is defined.
@@ -81,8 +85,9 @@ local function begin()
   TASK, BODY, ID = P .. 'task', P .. 'body', P .. 'id'
   LEASE, ENDED, DEAD, FORGET = P .. 'lease', P .. 'ended', P .. 'dead', P .. 'forget'
   PARKED, EXPIRES = P .. 'parked', P .. 'expires'
-  raw, changed, order, bodies, ids_new, ids, zsets, lanes = {}, {}, {}, {}, {}, {}, {}, {}
+  raw, changed, order, bodies, ids_new, ids, zsets, lanes, lane_keys = {}, {}, {}, {}, {}, {}, {}, {}, {}
   counts, blocks, queues, fresh, early, ended, extras = {}, {}, {}, {}, {}, {}, {}
+  now_text, rank_texts = string.format('%.0f', now), {}
 end
 
 local function fetch(rows)
@@ -108,7 +113,8 @@ local function task(row)
   if not packed then return nil end
   local t = { row = row }
   t.state, t.priority, t.flags, t.reason, t.attempt, t.crashes, t.fence, t.at, t.rank, t.enqueued, t.started, t.queue,
-    t.name, t.node, t.id = struct.unpack(FORM, packed)
+    t.name, t.node, t.id, t.body_at = struct.unpack(FORM, packed)
+  t.body = string.sub(packed, t.body_at)
   return t
 end
 
@@ -122,7 +128,12 @@ end
 
 local function save(t)
   keep(t.row, struct.pack(FORM, t.state, t.priority, t.flags, t.reason, t.attempt, t.crashes, t.fence, t.at, t.rank,
-    t.enqueued, t.started, t.queue, t.name, t.node, t.id))
+    t.enqueued, t.started, t.queue, t.name, t.node, t.id) .. t.body)
+end
+
+-- The body of a task, unless it is packed with it.
+local function large_body(t)
+  return has(t.flags, F_LARGE) and call('HGET', BODY, t.row)
 end
 
 local function put(key, row, score)
@@ -135,13 +146,26 @@ local function put(key, row, score)
 end
 
 local function count(queue, state, by)
-  local field = queue .. ' ' .. state
-  counts[field] = (counts[field] or 0) + by
+  local of_queue = counts[queue]
+  if not of_queue then
+    of_queue = {}
+    counts[queue] = of_queue
+  end
+  of_queue[state] = (of_queue[state] or 0) + by
 end
 
 local function lane(queue, name)
-  local key = P .. 'ready:' .. queue .. ' ' .. name
-  if not lanes[key] then lanes[key] = { queue, name } end
+  local of_queue = lane_keys[queue]
+  if not of_queue then
+    of_queue = {}
+    lane_keys[queue] = of_queue
+  end
+  local key = of_queue[name]
+  if not key then
+    key = P .. 'ready:' .. queue .. ' ' .. name
+    of_queue[name] = key
+    lanes[key] = { queue, name }
+  end
   return key
 end
 
@@ -221,7 +245,13 @@ local function set_ready_at(t, ready_at)
   t.rank = ready_at - t.priority * AGING
 end
 
-local function is_paused(queue) return call('HEXISTS', P .. 'paused', 'q ' .. queue) == 1 end
+-- Whether the store is closed: nothing is started and no schedule fires.
+local function is_closed() return call('HEXISTS', P .. 'paused', 'closed') == 1 end
+
+local function is_paused(queue)
+  local paused = call('HMGET', P .. 'paused', 'q ' .. queue, 'closed')
+  return paused[1] or paused[2]
+end
 
 -- Wakes claims that wait for a queue, the longest waiting first, until those that take every name can hold `amount`.
 -- Whoever listens no more is passed over.
@@ -291,8 +321,10 @@ local function flush()
       call('SREM', P .. 'lanes:' .. lanes[key][1], lanes[key][2])
     end
   end
-  for field, by in pairs(counts) do
-    if by ~= 0 then call('HINCRBY', P .. 'counts', field, by) end
+  for queue, states in pairs(counts) do
+    for state, by in pairs(states) do
+      if by ~= 0 then call('HINCRBY', P .. 'counts', queue .. ' ' .. state, by) end
+    end
   end
   for queue in pairs(queues) do call('SADD', P .. 'queues', queue) end
   for block, by in pairs(blocks) do
@@ -314,7 +346,7 @@ end
 local function new_rows(amount)
   local last = call('INCRBY', P .. 'seq', amount)
   if last == amount then
-    last = math.floor(now / 1000000) * 10000 + amount
+    last = math.floor(now / 100) + amount
     call('SET', P .. 'seq', string.format('%.0f', last))
   end
   return last - amount
@@ -329,9 +361,9 @@ local function holder(key)
   return id
 end
 
-local function take_key(more, id)
+local function take_key(more, id, since)
   if more.window then
-    local till = string.format('%.0f', now + more.window)
+    local till = string.format('%.0f', (since or now) + more.window)
     call('HSET', P .. 'taken', more.guard, till .. ' ' .. id)
     call('ZADD', P .. 'windows', till, more.guard)
   else
@@ -387,29 +419,33 @@ local function add(row, id, queue, name, priority, due, more, body, state, reaso
   ids[id] = row
   ids_new[#ids_new + 1] = id
   ids_new[#ids_new + 1] = row
-  bodies[#bodies + 1] = row
-  bodies[#bodies + 1] = body
+  if #body > SHORT_BODY then
+    bodies[#bodies + 1] = row
+    bodies[#bodies + 1] = body
+    body, flags = '', bor(flags, F_LARGE)
+  end
   queues[queue] = true
   local block = string.sub(row, 1, 11)
   blocks[block] = (blocks[block] or 0) + 1
   local rank = ready_at - priority * AGING
   if state == READY and not has(flags, F_EXPIRES) then
     -- What nearly every task is: without a table for it.
-    keep(row, struct.pack(FORM, READY, priority, flags, NO_REASON, 0, 0, 0, 0, rank, now, 0, queue, name, '', id))
-    put(lane(queue, name), row, rank)
+    keep(row, struct.pack(FORM, READY, priority, flags, NO_REASON, 0, 0, 0, 0, rank, now, 0, queue, name, '', id) .. body)
+    if not rank_texts[priority] then rank_texts[priority] = string.format('%.0f', rank) end
+    put(lane(queue, name), row, rank_texts[priority])
     count(queue, READY, 1)
     fresh[queue] = (fresh[queue] or 0) + 1
     return
   end
   enter({ row = row, state = state, priority = priority, flags = flags, reason = reason or NO_REASON, attempt = 0,
     crashes = 0, fence = 0, at = at, rank = rank, enqueued = now, started = 0, queue = queue, name = name, node = '',
-    id = id })
+    id = id, body = body })
 end
 
 -- The task that has the id or the unique key of a new one.
 local function conflict(id, more)
   if row_of(id) then return id end
-  if more ~= '' then
+  if string.find(more, '"guard"', 1, true) then
     local guard = cjson.decode(more).guard
     if guard then return holder(guard) end
   end
@@ -475,7 +511,7 @@ end
 local function remove(rows)
   if #rows == 0 then return end
   fetch(rows)
-  local gone, names, results, told = {}, {}, {}, {}
+  local gone, names, large, results, told = {}, {}, {}, {}, {}
   for i = 1, #rows do
     local row = rows[i]
     local packed = raw[row]
@@ -483,6 +519,7 @@ local function remove(rows)
       local state, _, flags, _, _, _, _, _, _, _, _, queue, _, _, id = struct.unpack(FORM, packed)
       gone[#gone + 1] = row
       names[#names + 1] = id
+      if has(flags, F_LARGE) then large[#large + 1] = row end
       if has(flags, F_RESULT) then results[#results + 1] = row end
       if has(flags, F_STORY) then told[#told + 1] = row end
       if has(flags, F_EXTRA) then
@@ -500,7 +537,7 @@ local function remove(rows)
   end
   if #gone == 0 then return end
   many('HDEL', TASK, gone)
-  many('HDEL', BODY, gone)
+  many('HDEL', BODY, large)
   many('HDEL', ID, names)
   if #results > 0 then many('HDEL', P .. 'result', results) end
   if #told > 0 then

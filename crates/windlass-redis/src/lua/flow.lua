@@ -11,6 +11,7 @@ local function create_group(new)
   call('HSET', key, 'size', new.size, 'policy', new.policy, 'succeeded', 0, 'failed', 0, 'phase', 'open', 'after',
     cjson.encode(new.after))
   call('ZADD', P .. 'groups', now + math.max(KEEP_DEAD, UNFINISHED_KEPT), new.id)
+  call('ZADD', P .. 'open', now, new.id)
 end
 
 local function body_of(new, input)
@@ -34,8 +35,15 @@ local function push_next(new, input)
   forget_story(t)
   if has(t.flags, F_STORY) then call('HDEL', P .. 'history', row) end
   t.flags = without(t.flags, F_STORY)
-  bodies[#bodies + 1] = row
-  bodies[#bodies + 1] = body_of(new, input)
+  t.body = body_of(new, input)
+  if #t.body > SHORT_BODY then
+    bodies[#bodies + 1] = row
+    bodies[#bodies + 1] = t.body
+    t.body, t.flags = '', bor(t.flags, F_LARGE)
+  elseif has(t.flags, F_LARGE) then
+    call('HDEL', BODY, row)
+    t.flags = without(t.flags, F_LARGE)
+  end
   queues[new[2]] = true
   t.queue, t.name, t.priority, t.state, t.at = new[2], new[3], tonumber(new[4]), READY, 0
   set_ready_at(t, now)
@@ -126,6 +134,7 @@ local function arrive(at)
     end
     call('DEL', arrived)
     call('HDEL', key, 'after')
+    call('ZREM', P .. 'open', at.group)
   end
   call('HSET', key, 'succeeded', succeeded, 'failed', failed, 'phase', phase)
   call('ZADD', P .. 'groups', forget_at, at.group)

@@ -2,7 +2,7 @@
 --
 -- ARGV[5] is `id`, `row`, `ended` (ids; only those that have ended) or `watch` (the same; when none has, they are announced
 -- when they end, for the microseconds of ARGV[6]). ARGV[6] is a time or empty; then ids or rows. Answers for each task false, or
--- a list: row, packed task, body, result, failure, history, progress, skipped.
+-- a list: row, packed task, large body, result, failure, history, progress, skipped.
 
 local how = ARGV[5]
 local wanted = {}
@@ -25,7 +25,7 @@ for i = 1, #rows do
       any = true
       local function part(name, is_there) return is_there and call('HGET', P .. name, row) end
       local told = has(flags, F_STORY)
-      answer = { row, packed, call('HGET', BODY, row), part('result', has(flags, F_RESULT)), part('failure', told),
+      answer = { row, packed, part('body', has(flags, F_LARGE)), part('result', has(flags, F_RESULT)), part('failure', told),
         part('history', told), part('progress', told), part('skipped', told) }
     end
   end

@@ -3,7 +3,7 @@
 -- ARGV[5] is the lease; then for each renewal row, fence, id, progress (empty for none). Answers for each `h` held, `c` held
 -- and to be cancelled, `l` lost.
 
-local till = now + tonumber(ARGV[5])
+local till = string.format('%.0f', now + tonumber(ARGV[5]))
 local rows = {}
 for i = 6, #ARGV, 4 do rows[#rows + 1] = ARGV[i] end
 fetch(rows)

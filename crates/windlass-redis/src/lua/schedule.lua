@@ -49,7 +49,7 @@ elseif what == 'remove' then
   call('SREM', P .. 'schedules', id)
   call('ZREM', P .. 'slots', id)
 else
-  if paused or next_slot ~= ARGV[7] then return 'raced' end
+  if paused or next_slot ~= ARGV[7] or is_closed() then return 'raced' end
   set_next(ARGV[8], false)
   local fired, last = 0, nil
   local amount = (#ARGV - 9) / 7

@@ -8,7 +8,7 @@
 --            after `amount`, failed with `text`; `R` released; `K` parked
 --   follow   JSON or empty. For a verdict that does not end the task: what follows when it was to be cancelled
 --
--- Answers for each `a` applied, `s` stale, or a packed task and its body: it was to be cancelled, nothing was changed, and
+-- Answers for each `a` applied, `s` stale, or a packed task and its large body: it was to be cancelled, nothing was changed, and
 -- the caller must say what follows.
 
 local WIDTH = 9
@@ -18,6 +18,8 @@ fetch(rows)
 
 local results = {}
 local answers = {}
+-- What changes nothing about how a task ends.
+local PLAIN = F_FLOW + F_LARGE
 local ENDS = { S = SUCCEEDED, D = IS_DEAD, P = IS_DEAD, C = CANCELLED, E = EXPIRED }
 
 local function settle(i)
@@ -26,10 +28,10 @@ local function settle(i)
   local packed = raw[row]
   if not packed then return 's' end
   if check == 'f' then
-    local state, priority, flags, reason, attempt, _, fence, _, rank, enqueued, started, queue, name, node, id =
+    local state, priority, flags, reason, attempt, _, fence, _, rank, enqueued, started, queue, name, node, id, body_at =
       struct.unpack(FORM, packed)
     if state ~= RUNNING or fence ~= number or id ~= proof then return 's' end
-    if verdict == 'S' and note == '' and (flags == 0 or flags == F_FLOW) then
+    if verdict == 'S' and note == '' and (flags == 0 or band(flags, PLAIN) == flags) then
       -- What nearly every task is: without a table for it.
       if text == 'null' then
         flags = flags + F_NULL
@@ -39,9 +41,9 @@ local function settle(i)
         flags = flags + F_RESULT
       end
       keep(row, struct.pack(FORM, SUCCEEDED, priority, flags, reason, attempt, 0, fence, now, rank, enqueued, started,
-        queue, name, node, id))
+        queue, name, node, id) .. string.sub(packed, body_at))
       put(LEASE, row, false)
-      put(ENDED, row, now)
+      put(ENDED, row, now_text)
       count(queue, RUNNING, -1)
       count(queue, SUCCEEDED, 1)
       ended[#ended + 1] = id
@@ -56,7 +58,7 @@ local function settle(i)
   local was_running = t.state == RUNNING
   local ends = ENDS[verdict]
   local to_cancel = not ends and has(t.flags, F_CANCEL)
-  if to_cancel and has(t.flags, F_FLOW) and follow == '' then return { packed, call('HGET', BODY, row) } end
+  if to_cancel and has(t.flags, F_FLOW) and follow == '' then return { packed, large_body(t) } end
   if check == 'f' then t.crashes = 0 else t.crashes = number end
   if text ~= '' and (verdict == 'A' or verdict == 'a' or ((verdict == 'D' or verdict == 'P') and was_running)) then
     remember(t, text)

@@ -5,7 +5,7 @@
 -- once, twice and so on: as often as makes them poison.
 --
 -- Answers: the time, the epoch, rescued, ended, pruned, the next slot (-1 for none), orders, ids to be cancelled, and what the
--- caller must end: verdict, row, packed task, body and crashes in turn.
+-- caller must end: verdict, row, packed task, large body and crashes in turn.
 
 local node, doubt, expected = ARGV[5], ARGV[6] == '1', tonumber(ARGV[7])
 local parked_for, most = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -22,7 +22,7 @@ local function leave_to_caller(verdict, t, crashes)
   by_caller[#by_caller + 1] = verdict
   by_caller[#by_caller + 1] = t.row
   by_caller[#by_caller + 1] = raw[t.row]
-  by_caller[#by_caller + 1] = call('HGET', BODY, t.row)
+  by_caller[#by_caller + 1] = large_body(t)
   by_caller[#by_caller + 1] = crashes
 end
 
@@ -98,6 +98,7 @@ flush()
 for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'groups', '-inf', now, 'LIMIT', 0, most)) do
   call('DEL', P .. 'group:' .. id, P .. 'arrived:' .. id)
   call('ZREM', P .. 'groups', id)
+  call('ZREM', P .. 'open', id)
 end
 for _, key in ipairs(call('ZRANGEBYSCORE', P .. 'windows', '-inf', now, 'LIMIT', 0, most)) do
   -- It may have been taken again since.
@@ -119,6 +120,6 @@ for _, row in ipairs(call('SMEMBERS', P .. 'cancel:' .. node)) do
   local t = task(row)
   if t then cancelled[#cancelled + 1] = t.id end
 end
-local slot = call('ZRANGE', P .. 'slots', 0, 0, 'WITHSCORES')
+local slot = is_closed() and {} or call('ZRANGE', P .. 'slots', 0, 0, 'WITHSCORES')
 return { string.format('%.0f', now), call('HGET', KEYS[1], 'epoch'), rescued, finished, pruned, slot[2] or '-1', orders,
   cancelled, by_caller }

@@ -1,6 +1,7 @@
 //! Keeping what is held: leases are renewed, handlers that do not end are dropped or spoken for, cancellations arrive.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -114,7 +115,7 @@ impl Dispatcher {
                     }
                 }
             }
-            Err(error) => effects.push(Effect::Tell(Told::StoreFailed { operation: "renew", error, again_in: TICK })),
+            Err(error) => self.store_failed("renew", error, TICK, now, effects),
         }
     }
 
@@ -152,10 +153,11 @@ impl Dispatcher {
         self.ticking = false;
         let ticked = match answer {
             Ok(ticked) => ticked,
-            Err(error) => {
-                return effects.push(Effect::Tell(Told::StoreFailed { operation: "tick", error, again_in: TICK }));
-            }
+            Err(error) => return self.store_failed("tick", error, TICK, now, effects),
         };
+        if let Some(since) = self.store_failed_at.take() {
+            effects.push(Effect::Tell(Told::StoreBack { after: now.saturating_duration_since(since) }));
+        }
         if ticked.rescued > 0 {
             effects.push(Effect::Tell(Told::Rescued { count: ticked.rescued }));
         }
@@ -174,6 +176,19 @@ impl Dispatcher {
         }
     }
 
+    /// Tells that the store failed; the next tick that succeeds tells that it is back.
+    pub(super) fn store_failed(
+        &mut self,
+        operation: &'static str,
+        error: StoreError,
+        again_in: Duration,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.store_failed_at.get_or_insert(now);
+        effects.push(Effect::Tell(Told::StoreFailed { operation, error, again_in }));
+    }
+
     pub(super) fn beat(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.beating = true;
         self.beat_at = now + BEAT;
@@ -185,7 +200,7 @@ impl Dispatcher {
         self.beating = false;
         if let Err(error) = answer {
             let again_in = self.beat_at.saturating_duration_since(now);
-            effects.push(Effect::Tell(Told::StoreFailed { operation: "beat", error, again_in }));
+            self.store_failed("beat", error, again_in, now, effects);
         }
         if self.phase == NodePhase::Stopped {
             effects.push(Effect::Leave);

@@ -1,0 +1,100 @@
+//! A task belongs to the transaction that enqueued it.
+
+use std::time::Duration;
+
+use sqlx_core::connection::{ConnectOptions as _, Connection as _};
+use sqlx_core::query::query;
+use sqlx_core::sql_str::AssertSqlSafe;
+use sqlx_postgres::{PgConnectOptions, PgConnection};
+use windlass_core::backend::{Backend, Pushed};
+use windlass_core::view::{Filter, Page};
+use windlass_core::{Args, Due, Envelope, QueueName, State, TaskName, Unique, UniqueKey};
+use windlass_postgres::{Options, PostgresStore};
+use windlass_sqlx::{EnqueueError, enqueue_in};
+
+fn server() -> String {
+    std::env::var("WINDLASS_TEST_POSTGRES_URL").unwrap_or_else(|_| {
+        panic!("WINDLASS_TEST_POSTGRES_URL is not set; run `cargo xtask servers -- cargo nextest run -p windlass-sqlx`")
+    })
+}
+
+async fn connection() -> PgConnection {
+    server().parse::<PgConnectOptions>().expect("a URL").connect().await.expect("the server of the tests")
+}
+
+/// A store in a schema of its own, and the schema; the test drops it with [`forget`].
+async fn store() -> (PostgresStore, String) {
+    let schema = format!("t_{}", uuid::Uuid::now_v7().simple());
+    let joint = if server().contains('?') { '&' } else { '?' };
+    let url = format!("{}{joint}schema={schema}&connections=1", server());
+    (PostgresStore::connect(&url, Options::default()).await.expect("a new schema"), schema)
+}
+
+async fn forget(schema: &str) {
+    let sql = AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"));
+    query(sql).execute(&mut connection().await).await.expect("the schema is dropped");
+}
+
+fn task() -> Envelope {
+    Envelope::new(
+        TaskName::known("send_invoice"),
+        QueueName::default(),
+        Args::parse(r#"{"order":1017}"#).expect("JSON"),
+    )
+}
+
+async fn tasks(store: &PostgresStore) -> Vec<(Envelope, State)> {
+    let listing = store.list(&Filter::all(), &Page::first(10)).await.expect("a listing");
+    listing.tasks.into_iter().map(|record| (record.envelope, record.state)).collect()
+}
+
+#[tokio::test]
+async fn a_task_is_there_when_its_transaction_commits() {
+    let (store, schema) = store().await;
+    let mut connection = connection().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    let (now, later) = (task(), Envelope { due: Due::After(Duration::from_secs(90)), ..task() });
+    assert_eq!(enqueue_in(&mut transaction, &schema, &now).await.expect("enqueued"), Pushed::Stored);
+    assert_eq!(enqueue_in(&mut transaction, &schema, &later).await.expect("enqueued"), Pushed::Stored);
+    assert_eq!(tasks(&store).await, [], "nobody sees it before");
+    transaction.commit().await.expect("committed");
+    let later = Envelope { due: Due::Now, ..later };
+    assert_eq!(tasks(&store).await, [(later, State::Scheduled), (now, State::Ready)]);
+    let counts = store.counts().await.expect("counts").total();
+    assert_eq!((counts.ready, counts.scheduled), (1, 1));
+    forget(&schema).await;
+}
+
+#[tokio::test]
+async fn a_task_never_was_when_its_transaction_rolls_back() {
+    let (store, schema) = store().await;
+    let mut connection = connection().await;
+    let mut transaction = connection.begin().await.expect("a transaction");
+    enqueue_in(&mut transaction, &schema, &task()).await.expect("enqueued");
+    transaction.rollback().await.expect("rolled back");
+    assert_eq!(tasks(&store).await, []);
+    assert_eq!(store.counts().await.expect("counts").total().live(), 0);
+    forget(&schema).await;
+}
+
+#[tokio::test]
+async fn a_taken_id_and_a_taken_key_are_answered_with_who_has_them() {
+    let (_store, schema) = store().await;
+    let mut connection = connection().await;
+    let unique = || Some(Unique { key: UniqueKey::known("k"), window: None });
+    let first = Envelope { unique: unique(), ..task() };
+    assert_eq!(enqueue_in(&mut connection, &schema, &first).await.expect("enqueued"), Pushed::Stored);
+    assert_eq!(enqueue_in(&mut connection, &schema, &first).await.expect("asked"), Pushed::Exists(first.id.clone()));
+    let second = Envelope { unique: unique(), ..task() };
+    assert_eq!(enqueue_in(&mut connection, &schema, &second).await.expect("asked"), Pushed::Exists(first.id));
+    forget(&schema).await;
+}
+
+#[tokio::test]
+async fn a_schema_that_is_none_is_refused() {
+    let mut connection = connection().await;
+    let refused = enqueue_in(&mut connection, "a; DROP TABLE b", &task()).await;
+    assert!(matches!(refused, Err(EnqueueError::Schema(_))), "{refused:?}");
+    let refused = enqueue_in(&mut connection, "no_such_schema", &task()).await;
+    assert!(matches!(refused, Err(EnqueueError::Database(_))), "{refused:?}");
+}

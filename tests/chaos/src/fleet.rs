@@ -1,0 +1,150 @@
+//! Worker processes, and what is done to them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::ledger::LEDGER;
+
+/// What a process needs of the environment to run at all.
+const KEPT: [&str; 3] = ["PATH", "HOME", "TMPDIR"];
+
+/// Starts workers on one store, which write into one ledger.
+#[derive(Debug)]
+pub struct Fleet {
+    program: PathBuf,
+    url: String,
+    folder: tempfile::TempDir,
+    slots: usize,
+    started: u32,
+}
+
+/// A worker process; it is killed when this value goes.
+#[derive(Debug)]
+pub struct Worker {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Fleet {
+    /// A fleet without workers.
+    ///
+    /// # Errors
+    /// When no folder can be made.
+    pub fn new(program: &Path, url: &str, slots: usize) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("windlass-chaos-").tempdir()?;
+        std::fs::create_dir(folder.path().join("ledger"))?;
+        std::fs::write(folder.path().join("windlass.toml"), "# Nothing but what the command line says.\n")?;
+        Ok(Self { program: program.to_owned(), url: url.to_owned(), folder, slots, started: 0 })
+    }
+
+    /// The folder of the ledger.
+    pub fn ledger(&self) -> PathBuf {
+        self.folder.path().join("ledger")
+    }
+
+    /// Starts a worker.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn worker(&mut self, arguments: &[&str]) -> Result<Worker> {
+        self.started += 1;
+        let name = format!("w{}", self.started);
+        let log = self.folder.path().join(format!("{name}.log"));
+        let output = File::create(&log)?;
+        let errors = output.try_clone()?;
+        let child = Command::new(&self.program)
+            .args(["worker", "--name", &name, "--lease", "5s", "--slots", &self.slots.to_string()])
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_clear()
+            .envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            .env("WINDLASS_STORE", &self.url)
+            // The comparison at the end looks at everything that has ended.
+            .env("WINDLASS_RETENTION__FINISHED_MAX", "10000000")
+            .env("WINDLASS_RETENTION__FINISHED", "1d")
+            .env(LEDGER, self.ledger())
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        Ok(Worker { child, log })
+    }
+
+    /// Keeps the logs for somebody who looks for the reason of a failure.
+    pub fn keep_logs(&mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
+    }
+}
+
+impl Worker {
+    /// SIGKILL; waits until it is dead.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGSTOP: it keeps its connections and does nothing.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// SIGTERM, and waits for its exit code.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn end(mut self) -> Result<Option<i32>> {
+        self.signal(Signal::TERM)?;
+        Ok(self.child.wait()?.code())
+    }
+
+    /// Fails when it has ended by itself.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub fn must_run(&mut self) -> Result<()> {
+        let Some(status) = self.child.try_wait()? else { return Ok(()) };
+        let log = self.log_text();
+        let end: Vec<&str> = log.lines().rev().take(8).collect();
+        anyhow::bail!("a worker has ended by itself ({status}); its log, newest first: {}", end.join("\n"))
+    }
+
+    /// What it has logged so far.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a process has a number")?;
+        kill_process(pid, signal)?;
+        Ok(())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
