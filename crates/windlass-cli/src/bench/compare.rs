@@ -95,10 +95,7 @@ pub(super) async fn run(bench: &Bench, places: &[Place], args: &Args) -> Result<
             line.bulk.add(said.enqueue_tasks_per_s);
             line.drain.add(said.drain_tasks_per_s);
             line.worker_cpu.add(said.cpu_s / tasks * 1e6);
-            before
-                .zip(after)
-                .into_iter()
-                .for_each(|(before, after)| line.server_cpu.add((after - before) / tasks * 1e6));
+            line.server_cpu.add_known(before.zip(after).map(|(before, after)| (after - before) / tasks * 1e6));
             bench.progress(format_args!("run {number} of {of}: {}", line.text()));
         }
     }
@@ -145,8 +142,8 @@ impl Line {
         let drained = drain::one(place, &args.plan, 0).await?;
         self.drain.add(drained.drain);
         self.bulk.add(drained.enqueue);
-        drained.worker_cpu.into_iter().for_each(|micros| self.worker_cpu.add(micros));
-        drained.server_cpu.into_iter().for_each(|micros| self.server_cpu.add(micros));
+        self.worker_cpu.add_known(drained.worker_cpu);
+        self.server_cpu.add_known(drained.server_cpu);
         let tasks = args.plan.tasks.clamp(10, ENQUEUE_TASKS);
         let enqueue = enqueue::Plan { tasks, callers: CALLERS, batch: PUSH_MAX as u32, payload: args.plan.payload };
         let enqueued = enqueue::one(place, &enqueue).await?;

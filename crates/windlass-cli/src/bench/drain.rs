@@ -293,8 +293,8 @@ impl All {
         self.enqueue.add(run.enqueue);
         self.drain.add(run.drain);
         self.least.add(run.least);
-        run.worker_cpu.into_iter().for_each(|micros| self.worker_cpu.add(micros));
-        run.server_cpu.into_iter().for_each(|micros| self.server_cpu.add(micros));
+        self.worker_cpu.add_known(run.worker_cpu);
+        self.server_cpu.add_known(run.server_cpu);
         self.memory_peak = self.memory_peak.max(run.memory_peak.unwrap_or_default());
         self.held.add(&run.held);
         self.claims.merge(&run.claims);

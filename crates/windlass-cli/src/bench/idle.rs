@@ -98,12 +98,10 @@ async fn one(bench: &Bench, args: &Args, seen: &mut Seen) -> Result<(), Problem>
         before.zip(after).map(|(before, after)| (after - before).max(0.0) / seconds * 100.0)
     };
     seen.calls.add((open.tally.calls() - calls) as f64 / seconds);
-    percent(cpu, cpu_after).into_iter().for_each(|percent| seen.cpu_percent.add(percent));
-    machine::memory_now().into_iter().for_each(|bytes| seen.memory.add(bytes as f64));
-    machine::memory_private().into_iter().for_each(|bytes| seen.memory_private.add(bytes as f64));
-    percent(server, bench.place.server_cpu().await?)
-        .into_iter()
-        .for_each(|percent| seen.server_cpu_percent.add(percent));
+    seen.cpu_percent.add_known(percent(cpu, cpu_after));
+    seen.memory.add_known(machine::memory_now().map(|bytes| bytes as f64));
+    seen.memory_private.add_known(machine::memory_private().map(|bytes| bytes as f64));
+    seen.server_cpu_percent.add_known(percent(server, bench.place.server_cpu().await?));
     worker.stop().await?;
     open.close(&queue).await
 }

@@ -114,8 +114,8 @@ impl Line {
             Found::Rate(rate) => self.rate.add(*rate),
             Found::Times(times) => self.times.add(times),
         }
-        row.server_cpu.into_iter().for_each(|micros| self.server_cpu.add(micros));
-        row.client_cpu.into_iter().for_each(|micros| self.client_cpu.add(micros));
+        self.server_cpu.add_known(row.server_cpu);
+        self.client_cpu.add_known(row.client_cpu);
     }
 
     fn head() -> String {

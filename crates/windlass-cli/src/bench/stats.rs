@@ -157,6 +157,13 @@ impl Runs {
         self.0.insert(place, value);
     }
 
+    /// Adds what one run has given, if it has.
+    pub(super) fn add_known(&mut self, value: Option<f64>) {
+        if let Some(value) = value {
+            self.add(value);
+        }
+    }
+
     /// How many runs there were.
     pub(super) fn count(&self) -> usize {
         self.0.len()
@@ -320,7 +327,9 @@ mod tests {
     #[test]
     fn a_histogram_goes_to_another_process_and_back() {
         let mut histogram = Histogram::default();
-        [0, 3, 7_000, 7_000, u64::from(u32::MAX)].into_iter().for_each(|value| histogram.add(value));
+        for value in [0, 3, 7_000, 7_000, u64::from(u32::MAX)] {
+            histogram.add(value);
+        }
         let text = serde_json::to_string(&histogram).unwrap();
         assert!(text.len() < 200, "only what is there is written: {text}");
         let back: Histogram = serde_json::from_str(&text).unwrap();

@@ -1,13 +1,11 @@
 //! What Redis itself allows, with one blocking connection to a thread: the cheapest client there is.
 //!
 //! **The yardstick: id list + body hash + lease set.** Three keys: `ready` is a list of ids, `bodies` a hash from id to
-//! body, `leases` a sorted set of the ids that are claimed, by the end of their lease. Push, one trip and one `MULTI`
-//! for each batch: `HSET` of all bodies, `RPUSH` of all ids. Drain, one trip for each batch, one script ([`TURN`],
-//! `EVALSHA`):
-//! 1. what was claimed before has ended: `ZREM` from `leases`, `HDEL` from `bodies`; 2. the next ids: `LPOP` with a
-//! count;
-//! 3. their leases: the server's `TIME`, `ZADD`; 4. their bodies: `HMGET`. A task is in exactly one place at any time,
-//! a claimed one can be found and given back by the end of its lease, and a body is there until the task has ended.
+//! body, `leases` a sorted set of the ids that are claimed, by the end of their lease. Push, one trip and one `MULTI` for
+//! each batch: `HSET` of all bodies, `RPUSH` of all ids. Drain, one trip for each batch, one script ([`TURN`], `EVALSHA`):
+//! what was claimed before has ended: `ZREM` from `leases`, `HDEL` from `bodies`; the next ids: `LPOP` with a count; their
+//! leases: the server's `TIME`, `ZADD`; their bodies: `HMGET`. A task is in exactly one place at any time, a claimed one
+//! can be found and given back by the end of its lease, and a body is there until the task has ended.
 //!
 //! **Streams**, for comparison: `XADD` of a body; drain by `XACK` + `XDEL` of the last batch and `XREADGROUP` of the
 //! next, pipelined in one trip. The group remembers what is claimed.

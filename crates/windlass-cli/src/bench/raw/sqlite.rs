@@ -5,8 +5,8 @@
 //! `synchronous=FULL`, the same caches and the same pages between two checkpoints.
 //!
 //! Enqueue: one transaction for each batch of inserts. Drain, one transaction for each batch:
-//! 1. the tasks that were claimed before are settled, each by place and fence: its row is deleted, and its id and
-//! result    are inserted into a table of ended tasks, so that somebody can ask for them;
+//! 1. the tasks that were claimed before are settled, each by place and fence: its row is deleted, and its id and result
+//!    are inserted into a table of ended tasks, so that somebody can ask for them;
 //! 2. the next tasks are claimed in the order of their ranks: state, lease, node, start, fence and attempt are updated,
 //!    id, fence and body are read;
 //! 3. `COMMIT`, synced.
