@@ -33,8 +33,8 @@ fn drain_compares_sqlite_with_itself_and_leaves_nothing_behind() {
     let house = House::empty();
     let report = house.json(&["bench", "drain", "--tasks", "300", "--runs", "1", "--payload", "100", "--warm-up"]);
     assert_eq!((&report["store"], &report["payload_bytes"]), (&"sqlite".into(), &100.into()));
-    let share = number(&report, "/share_of_sqlite_percent/median");
-    let ours = number(&report, "/drain_tasks_per_s/median") / number(&report, "/sqlite_drain_tasks_per_s/median");
+    let share = number(&report, "/share_of_limit_percent/median");
+    let ours = number(&report, "/drain_tasks_per_s/median") / number(&report, "/limit_drain_tasks_per_s/median");
     assert!((share - ours * 100.0).abs() < 1.0, "the share is ours over SQLite's: {report}");
     assert_eq!(left_in(&house), Vec::<String>::new());
 }
@@ -61,19 +61,192 @@ fn people_see_a_unit_with_every_number() {
 }
 
 #[test]
+fn a_backlog_is_compared_with_a_run_without_it() {
+    let flags = ["--store", "memory", "--tasks", "300", "--backlog", "700", "--runs", "1", "--slots", "20"];
+    let report = House::empty().json(&[&["bench", "drain"], &flags[..]].concat());
+    assert_eq!(number(&report, "/backlog_tasks") as u64, 700);
+    assert!(number(&report, "/of_the_rate_without_backlog_percent/median") > 0.0);
+    assert!(number(&report, "/claim_to_settled/count") as u64 >= 300);
+}
+
+#[test]
+fn a_drain_in_processes_counts_what_each_of_them_has_done() {
+    let house = House::empty();
+    let flags = ["--processes", "2", "--tasks", "400", "--runs", "1", "--concurrency", "20"];
+    let report = house.json(&[&["bench", "drain"], &flags[..]].concat());
+    assert_eq!((&report["processes"], &report["slots"]), (&2.into(), &20.into()));
+    assert_eq!(number(&report, "/claim_to_settled/count") as u64, 400, "every task of both processes is counted");
+    let least = number(&report, "/least_of_a_process_percent/median");
+    assert!((0.0..=100.0).contains(&least), "nobody can do more than its fair share and still be the least: {report}");
+    assert!(number(&report, "/claim_batch_tasks/max") as u64 <= 20);
+    assert_eq!(left_in(&house), Vec::<String>::new());
+}
+
+#[test]
+fn a_drain_in_processes_needs_a_store_that_they_share() {
+    let said = House::empty().run(&["bench", "drain", "--store", "memory", "--processes", "2", "--tasks", "10"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    assert!(said.err.contains("one process"), "{}", said.err);
+}
+
+#[test]
 fn latency_is_measured_inside_one_process_and_across_two() {
     let house = House::empty();
     for processes in ["1", "2"] {
-        let flags = ["--processes", processes, "--rate", "50/s", "--seconds", "1", "--round-trips", "3"];
+        let flags = ["--processes", processes, "--rate", "50/s", "--seconds", "1", "--runs", "2"];
         let report = house.json(&[&["bench", "latency"], &flags[..]].concat());
         assert_eq!(report["store"], "sqlite");
-        assert_eq!(number(&report, "/enqueue_to_start/count") as u64, 50, "every task of the second is counted");
-        assert_eq!(number(&report, "/round_trip/count") as u64, 3);
-        assert_eq!(number(&report, "/sqlite_push_and_claim/count") as u64, 50, "SQLite alone does the same");
+        assert_eq!(number(&report, "/enqueue_to_start/count") as u64, 100, "every task of both runs is counted");
+        assert_eq!(number(&report, "/store_alone/count") as u64, 100, "the store alone does the same");
         let (p50, p99) = (number(&report, "/enqueue_to_start/p50_us"), number(&report, "/enqueue_to_start/p99_us"));
         assert!(0.0 < p50 && p50 <= p99 && p99 < 30e6, "{report}");
+        let run = number(&report, "/enqueue_to_start/runs/p99_us/median");
+        assert!(run <= number(&report, "/enqueue_to_start/max_us"), "{report}");
+        assert_eq!(report["goals"].as_array().map(Vec::len), Some(2), "{report}");
     }
     assert_eq!(left_in(&house), Vec::<String>::new());
+}
+
+#[test]
+fn enqueue_is_measured_one_by_one_by_many_and_in_bulk() {
+    let house = House::empty();
+    let flags = ["--tasks", "200", "--callers", "4", "--batch", "50", "--runs", "1"];
+    let report = house.json(&[&["bench", "enqueue"], &flags[..]].concat());
+    assert_eq!(number(&report, "/one_by_one_took/count") as u64, 20, "a tenth");
+    assert_eq!(number(&report, "/concurrent_took/count") as u64, 20, "a tenth, by four callers");
+    for rate in ["one_by_one", "concurrent", "bulk", "limit_bulk"] {
+        assert!(number(&report, &format!("/{rate}_tasks_per_s/median")) > 0.0, "{rate}: {report}");
+    }
+    assert_eq!(left_in(&house), Vec::<String>::new());
+}
+
+#[test]
+fn round_trips_are_measured_alone_and_together() {
+    let flags = ["--store", "memory", "--tasks", "20", "--outstanding", "5", "--runs", "1"];
+    let report = House::empty().json(&[&["bench", "roundtrip"], &flags[..]].concat());
+    assert_eq!(number(&report, "/one_outstanding/count") as u64, 20);
+    assert_eq!(number(&report, "/many_outstanding/count") as u64, 100, "five times as many");
+    assert!(number(&report, "/one_outstanding_per_s/median") > 0.0);
+}
+
+#[test]
+fn lateness_is_that_of_every_delayed_task() {
+    let flags = ["--store", "memory", "--rate", "50/s", "--seconds", "1", "--runs", "1"];
+    let report = House::empty().json(&[&["bench", "scheduled"], &flags[..]].concat());
+    assert_eq!(number(&report, "/lateness/count") as u64, 50);
+    assert_eq!(report["goals"][0]["what"], "scheduled lateness p99");
+}
+
+/// The lines of a report on limits, by what they say.
+fn lines<'a>(report: &'a Value, what: &str) -> Vec<&'a Value> {
+    let lines = report["cases"].as_array().expect("lines");
+    lines.iter().filter(|line| line["what"].as_str().is_some_and(|text| text.starts_with(what))).collect()
+}
+
+const LIMITS: [&str; 10] =
+    ["bench", "limits", "--tasks", "60", "--batches", "1,20", "--connections", "1,2", "--runs", "1"];
+
+#[test]
+fn the_limits_of_sqlite_are_measured_at_each_batch() {
+    let house = House::empty();
+    let report = house.json(&LIMITS);
+    assert_eq!((lines(&report, "enqueue").len(), lines(&report, "drain").len()), (2, 4), "kept and forgotten");
+    assert_eq!(number(lines(&report, "wake-up")[0], "/times/count") as u64, 60);
+    assert!(lines(&report, "drain").iter().all(|line| number(line, "/tasks_per_s/median") > 0.0));
+    assert_eq!(left_in(&house), Vec::<String>::new());
+    assert_eq!(house.run(&["bench", "limits", "--store", "memory"]).code, 2, "nothing is below memory");
+}
+
+#[test]
+fn the_limits_of_redis_are_measured_at_each_batch_and_number_of_connections() {
+    let url = windlass_servers::redis_url();
+    let report = House::empty().json(&[&LIMITS[..], &["--store", &url]].concat());
+    assert_eq!(lines(&report, "drain: id list + body hash + lease set, one script").len(), 4, "{report}");
+    assert_eq!(lines(&report, "drain: XREADGROUP + XACK + XDEL").len(), 4, "{report}");
+    assert_eq!(number(lines(&report, "wake-up")[0], "/times/count") as u64, 60);
+    for line in lines(&report, "") {
+        assert!(number(line, "/server_cpu_us_per_task") >= 0.0, "Redis says what it uses: {line}");
+    }
+    assert!(report["server"]["version"].is_string() && report["server"]["appendfsync"].is_string(), "{report}");
+}
+
+#[test]
+fn the_limits_of_postgres_are_measured_at_each_batch_and_number_of_connections() {
+    let url = windlass_servers::postgres_url();
+    let report = House::empty().json(&[&LIMITS[..], &["--store", &url]].concat());
+    assert_eq!(lines(&report, "drain: ack + claim in one statement").len(), 4, "{report}");
+    assert_eq!(lines(&report, "enqueue: single rows").len(), 1, "{report}");
+    assert_eq!(number(lines(&report, "wake-up")[0], "/times/count") as u64, 60);
+    assert!(lines(&report, "drain").iter().all(|line| number(line, "/tasks_per_s/median") > 0.0));
+    assert!(report["server"]["fsync"].is_string(), "{report}");
+}
+
+/// Everything small, in a server; answers the reports.
+fn measure_all(house: &House, url: &str) -> Vec<Value> {
+    let small = ["--store", url, "--runs", "1"];
+    let measured = [
+        &["bench", "drain", "--tasks", "300", "--payload", "50"][..],
+        &["bench", "drain", "--tasks", "300", "--processes", "2"],
+        &["bench", "enqueue", "--tasks", "100", "--batch", "50"],
+        &["bench", "latency", "--rate", "50/s", "--seconds", "1", "--processes", "2"],
+        &["bench", "roundtrip", "--tasks", "10", "--outstanding", "5"],
+        &["bench", "scheduled", "--rate", "50/s", "--seconds", "1"],
+        &["bench", "idle", "--seconds", "1"],
+    ];
+    let mut reports: Vec<Value> = measured.iter().map(|args| house.json(&[args, &small[..]].concat())).collect();
+    let soak = ["bench", "soak", "--tasks", "1000", "--backlog", "500", "--store", url];
+    reports.push(house.json(&soak));
+    for report in &reports[..2] {
+        assert_eq!(number(report, "/claim_to_settled/count") as u64, 300, "{report}");
+        assert!(number(report, "/server_cpu_us_per_task/median") >= 0.0, "{report}");
+        assert!(number(report, "/share_of_limit_percent/median") > 0.0, "{report}");
+    }
+    assert_eq!(number(&reports[3], "/enqueue_to_start/count") as u64, 50, "{}", reports[3]);
+    assert_eq!(number(&reports[3], "/store_alone/count") as u64, 50, "{}", reports[3]);
+    assert_eq!(number(&reports[5], "/lateness/count") as u64, 50, "{}", reports[5]);
+    reports
+}
+
+#[test]
+fn a_redis_server_is_left_as_it_was() {
+    let server = windlass_servers::Redis::start(windlass_servers::Aof::EverySec).expect("a server");
+    let reports = measure_all(&House::empty(), &server.url());
+    assert!(reports.iter().all(|report| report["store"] == "redis"));
+    assert_eq!(server.cli(&["DBSIZE"]).expect("an answer").trim(), "0");
+}
+
+#[test]
+fn a_postgres_server_is_left_as_it_was() {
+    let server = windlass_servers::Postgres::start().expect("a server");
+    let reports = measure_all(&House::empty(), &server.url("postgres"));
+    assert!(reports.iter().all(|report| report["store"] == "postgres"));
+    let left = server.psql("postgres", "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'windlass%'");
+    assert_eq!(left.expect("an answer").trim(), "0");
+}
+
+#[test]
+fn stores_are_compared_with_the_first_of_them() {
+    let flags = ["--store", "memory", "--store", "sqlite", "--tasks", "200", "--seconds", "1", "--runs", "1"];
+    let house = House::empty();
+    let report = house.json(&[&["bench", "compare"], &flags[..]].concat());
+    let names: Vec<_> = report["compared"].as_array().expect("stores").iter().map(|store| &store["name"]).collect();
+    assert_eq!(names, ["memory", "sqlite"]);
+    assert_eq!(number(&report, "/compared/0/of_the_first") as u64, 1);
+    let ratio = number(&report, "/compared/1/drain_tasks_per_s/median")
+        / number(&report, "/compared/0/drain_tasks_per_s/median");
+    assert!((number(&report, "/compared/1/of_the_first") - ratio).abs() < 0.01, "{report}");
+    assert!(number(&report, "/compared/1/enqueue_to_start/count") > 0.0);
+    assert_eq!(left_in(&house), Vec::<String>::new());
+}
+
+#[test]
+fn a_product_that_is_not_installed_is_answered_with_how_to_install_it() {
+    let house = House::empty();
+    std::fs::create_dir_all(house.path().join("bench/peers/bullmq")).expect("a folder");
+    house.write("bench/peers/bullmq/peer.mjs", "");
+    let said = house.run(&["bench", "compare", "--store", "redis://127.0.0.1:1/0", "--peer", "bullmq"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    assert!(said.err.contains("npm ci --prefix bench/peers/bullmq"), "{}", said.err);
 }
 
 #[test]
@@ -107,10 +280,10 @@ fn soak_does_not_touch_a_store_that_somebody_named() {
 
 #[test]
 fn idle_counts_what_a_worker_asks_for() {
-    let report = House::empty().json(&["bench", "idle", "--seconds", "2"]);
-    let calls = number(&report, "/store_calls_per_s");
+    let report = House::empty().json(&["bench", "idle", "--seconds", "1", "--runs", "1"]);
+    let calls = number(&report, "/store_calls_per_s/median");
     assert!(0.0 < calls && calls < 100.0, "a worker keeps house once a second: {report}");
-    assert!(number(&report, "/cpu_percent") >= 0.0 && number(&report, "/memory_bytes") > 0.0);
+    assert!(number(&report, "/cpu_percent/median") >= 0.0 && number(&report, "/memory_bytes") > 0.0);
 }
 
 #[test]

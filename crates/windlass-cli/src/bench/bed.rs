@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,8 +19,8 @@ use windlass::{
 };
 
 use super::measured::{Measured, Tally};
+use super::server::{Cpu, Server};
 use super::stats::Histogram;
-use crate::args::Global;
 use crate::exit::{Exit, Problem};
 
 /// Which store is measured.
@@ -30,62 +30,101 @@ pub(super) enum Place {
     Memory,
     /// A fresh file in a folder that is removed afterwards.
     Temporary,
-    /// One that somebody named.
-    Given(Location),
+    /// A fresh room in a server: a namespace of Redis or a schema of PostgreSQL that is removed afterwards.
+    Room(Arc<Server>),
+    /// One that somebody named: a file, or a server and a room in it.
+    Given(Location, Option<Arc<Server>>),
 }
 
 impl Place {
     /// What `--store` asks for; a fresh SQLite file without it. The configuration is not asked: nobody wants to measure
     /// the store of a running service by accident.
-    pub(super) fn of(global: &Global) -> Result<Self, Problem> {
-        match global.store.as_deref() {
-            None | Some("sqlite" | "sqlite:") => Ok(Self::Temporary),
-            Some("memory" | "memory:") => Ok(Self::Memory),
-            Some(url) => Ok(Self::Given(url.parse::<Location>()?)),
+    pub(super) fn of(store: Option<&str>) -> Result<Self, Problem> {
+        let location = match store {
+            None | Some("sqlite" | "sqlite:") => return Ok(Self::Temporary),
+            Some("memory" | "memory:") => return Ok(Self::Memory),
+            Some(url) => url.parse::<Location>()?,
+        };
+        match Server::of(&location).map(Arc::new) {
+            Some(server) if !server.names_a_room() => Ok(Self::Room(server)),
+            server => Ok(Self::Given(location, server)),
         }
     }
 
     /// The kind of store.
     pub(super) fn kind(&self) -> &'static str {
         match self {
-            Self::Memory | Self::Given(Location::Memory) => "memory",
-            Self::Temporary | Self::Given(Location::Sqlite(_)) => "sqlite",
-            Self::Given(Location::Redis(_)) => "redis",
-            Self::Given(Location::Postgres(_)) => "postgres",
+            Self::Memory | Self::Given(Location::Memory, _) => "memory",
+            Self::Room(server) | Self::Given(_, Some(server)) => server.kind().name(),
+            Self::Temporary | Self::Given(_, None) => "sqlite",
+        }
+    }
+
+    /// The server that it is in.
+    pub(super) fn server(&self) -> Option<&Arc<Server>> {
+        match self {
+            Self::Room(server) => Some(server),
+            Self::Given(_, server) => server.as_ref(),
+            Self::Memory | Self::Temporary => None,
         }
     }
 
     /// Where its files are, or would be.
     pub(super) fn folder(&self) -> PathBuf {
-        match self {
-            Self::Given(Location::Sqlite(path)) => {
-                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-                parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
-            }
-            Self::Memory | Self::Temporary | Self::Given(_) => PathBuf::from("."),
+        if let Self::Given(Location::Sqlite(path), _) = self {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            return parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
         }
+        PathBuf::from(".")
     }
 
     /// A folder on the same disk that is removed when it is dropped.
     pub(super) fn temporary_folder(&self) -> Result<tempfile::TempDir, Problem> {
-        Ok(tempfile::Builder::new().prefix(".windlass-bench-").tempdir_in(self.folder())?)
+        temporary_folder_in(&self.folder())
+    }
+
+    /// CPU time that the server has used until now.
+    pub(super) async fn server_cpu(&self) -> Result<Cpu, Problem> {
+        match self.server() {
+            Some(server) => server.cpu().await,
+            None => Ok(None),
+        }
     }
 
     /// Opens it, with this retention when it is a fresh one: what somebody else keeps in a store is not removed.
     pub(super) async fn open(&self, retention: Retention) -> Result<Open, Problem> {
-        let retention = if matches!(self, Self::Given(_)) { keep_everything() } else { retention };
-        let (location, folder) = match self {
-            Self::Memory => (Location::Memory, None),
+        let (mut room, mut folder) = (None, None);
+        let location = match self {
+            Self::Memory => Location::Memory,
             Self::Temporary => {
-                let folder = self.temporary_folder()?;
-                (Location::Sqlite(folder.path().join("bench.db")), Some(folder))
+                let fresh = folder.insert(self.temporary_folder()?);
+                Location::Sqlite(fresh.path().join("bench.db"))
             }
-            Self::Given(location) => (location.clone(), None),
+            Self::Room(server) => {
+                let (_, name) = room.insert((Arc::clone(server), server.new_room()));
+                server.url_of(name).parse()?
+            }
+            Self::Given(location, _) => location.clone(),
         };
+        let is_given = matches!(self, Self::Given(..));
+        let retention = if is_given { keep_everything() } else { retention };
         let options = ConnectOptions { retention, ..ConnectOptions::default() };
         let (backend, tally) = Measured::around(connect_with(&location, options).await?);
-        Ok(Open { backend, tally, location, _folder: folder })
+        Ok(Open { backend, tally, location, room, is_given, _folder: folder })
     }
+
+    /// Removes every room that was opened in its server and is still there.
+    pub(super) async fn clean(&self) -> Result<(), Problem> {
+        match self.server() {
+            Some(server) => server.clean().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// A folder in this one that is removed when it is dropped.
+pub(super) fn temporary_folder_in(folder: &Path) -> Result<tempfile::TempDir, Problem> {
+    Ok(tempfile::Builder::new().prefix(".windlass-bench-").tempdir_in(folder)?)
 }
 
 /// A store that is open. Its temporary files go with it.
@@ -94,6 +133,8 @@ pub(super) struct Open {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) tally: Arc<Tally>,
     pub(super) location: Location,
+    room: Option<(Arc<Server>, String)>,
+    is_given: bool,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -104,6 +145,19 @@ impl Open {
             Location::Sqlite(path) => Some(path),
             Location::Memory | Location::Redis(_) | Location::Postgres(_) => None,
         }
+    }
+
+    /// Removes what was measured: the room, or the tasks of this queue in a store that somebody named.
+    pub(super) async fn close(self, queue: &QueueName) -> Result<(), Problem> {
+        if let Some((server, room)) = self.room {
+            drop(self.backend);
+            return server.remove(&room).await;
+        }
+        if self.is_given {
+            let filter = Filter { queues: vec![queue.clone()], ..Filter::default() };
+            Client::new(self.backend).command_all(&filter, TaskAction::Discard).await?;
+        }
+        Ok(())
     }
 }
 
@@ -155,6 +209,8 @@ pub(super) struct Watch {
     wrong: AtomicU64,
     /// From the claim to the store's answer to the settle, in microseconds.
     held: Mutex<Histogram>,
+    /// When the last one ended, in microseconds since 1970.
+    last_at: AtomicI64,
     target: AtomicU64,
     reached: Notify,
 }
@@ -163,6 +219,16 @@ impl Watch {
     /// Tasks that have ended well, so far.
     pub(super) fn settled(&self) -> u64 {
         self.settled.load(Ordering::Relaxed)
+    }
+
+    /// When the last one ended, in microseconds since 1970; zero before the first.
+    pub(super) fn last_at(&self) -> i64 {
+        self.last_at.load(Ordering::Relaxed)
+    }
+
+    /// Attempts that did not end well.
+    pub(super) fn wrong(&self) -> u64 {
+        self.wrong.load(Ordering::Relaxed)
     }
 
     /// How long they were held.
@@ -178,16 +244,20 @@ impl Watch {
         }
     }
 
-    /// Whatever was measured is worth nothing when tasks did not end as they should.
     pub(super) fn check(&self) -> Result<(), Problem> {
-        match self.wrong.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            wrong => Err(Problem::new(
-                Exit::Failed,
-                format_args!("{wrong} attempts did not end well, so the numbers mean nothing"),
-                "run it again with `-v` to see why",
-            )),
-        }
+        all_well(self.wrong())
+    }
+}
+
+/// Whatever was measured is worth nothing when tasks did not end as they should.
+pub(super) fn all_well(wrong: u64) -> Result<(), Problem> {
+    match wrong {
+        0 => Ok(()),
+        wrong => Err(Problem::new(
+            Exit::Failed,
+            format_args!("{wrong} attempts did not end well, so the numbers mean nothing"),
+            "run it again with `-v` to see why",
+        )),
     }
 }
 
@@ -197,11 +267,18 @@ struct Ear(Arc<Watch>);
 impl Listener for Ear {
     fn on_event(&self, event: &Event) {
         let Event::Settled { call, verdict, settlement, .. } = event else { return };
-        if !matches!((verdict, settlement), (Verdict::Succeeded { .. }, Settlement::Applied)) {
-            self.0.wrong.fetch_add(1, Ordering::Relaxed);
-            return;
+        match (verdict, settlement) {
+            (Verdict::Succeeded { .. }, Settlement::Applied) => {}
+            // A worker that is stopped before a backlog gives back what it has not begun.
+            (Verdict::Released, _) => return,
+            _ => {
+                self.0.wrong.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
         }
-        self.0.held.lock().add(SystemClock.now().since(call.started_at).as_micros() as u64);
+        let now = SystemClock.now();
+        self.0.held.lock().add(now.since(call.started_at).as_micros() as u64);
+        self.0.last_at.fetch_max(now.as_micros(), Ordering::Relaxed);
         let settled = self.0.settled.fetch_add(1, Ordering::SeqCst) + 1;
         if settled == self.0.target.load(Ordering::SeqCst) {
             self.0.reached.notify_one();
@@ -209,7 +286,8 @@ impl Listener for Ear {
     }
 }
 
-/// A worker at work, as `windlass worker` starts it: engine thread, the handlers on this runtime, the log as a listener.
+/// A worker at work, as `windlass worker` starts it: engine thread, the handlers on this runtime, the log as a
+/// listener.
 #[derive(Debug)]
 pub(super) struct Working {
     shutdown: Shutdown,
@@ -246,13 +324,6 @@ impl Working {
         }
         Ok(())
     }
-}
-
-/// Removes what was measured from a store that is not ours.
-pub(super) async fn forget(open: &Open, queue: &QueueName) -> Result<(), Problem> {
-    let filter = Filter { queues: vec![queue.clone()], ..Filter::default() };
-    Client::new(Arc::clone(&open.backend)).command_all(&filter, TaskAction::Discard).await?;
-    Ok(())
 }
 
 /// Now, on the clock that all processes of this machine share.

@@ -1,40 +1,41 @@
-//! `bench latency`: how soon an enqueued task starts, and how soon its result is back.
+//! `bench latency`: how soon an enqueued task starts.
 //!
-//! 1. Tasks are enqueued one by one at a steady rate, whether or not those before have started: a slow one cannot hide
-//!    behind a producer that waits for it. Each carries the time just before its enqueue; its handler takes the time of
-//!    its start. 2. Round trips, one at a time: enqueue, wait for the output.
+//! Tasks are enqueued one by one at a steady rate, whether or not those before have started: a slow one cannot hide
+//! behind a producer that waits for it. Each carries the time just before its enqueue; its handler takes the time of
+//! its start. After each run the store alone does the same at the same rate: from a push to whoever waits for it.
 //!
 //! With two processes the worker is this program, started again ([`side`](super::side)). Both read the clock of the
 //! machine, so that their times can be compared.
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
-use windlass::{App, Client, Cx, Location, QueueName, Registry, Task, TaskError, Timestamp};
+use windlass::{App, Client, Cx, QueueName, Registry, Task, TaskError, Timestamp};
 
-use super::bed::{self, Open, Watch, Working};
-use super::stats::{Histogram, thousands};
-use super::{Bench, Goal, Report, raw};
+use super::bed::{self, Open, Place, Watch, Working};
+use super::raw::Raw;
+use super::side::{Helper, Word, Work};
+use super::stats::{Histogram, Latencies};
+use super::{Bench, Goal, Repeat, Report};
 use crate::commands::enqueue::rate::Rate;
 use crate::exit::{Exit, Problem};
 
 /// Before anything is measured: the first tasks find cold caches and a worker that is still starting.
 const COLD: u64 = 20;
-/// How long SQLite alone is measured at most.
+/// How long the store alone is measured at most.
 const ALONE_MAX: Duration = Duration::from_secs(10);
 /// A task that has not started after this long never will.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// From the enqueue to the start, inside one process and across two.
-const P99_MAX: Duration = Duration::from_millis(5);
-const P99_MAX_ACROSS: Duration = Duration::from_millis(25);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// From the enqueue to the start.
+const P99_MS_MAX: f64 = 5.0;
+const REDIS_P99_MS_MAX: f64 = 3.0;
+/// The median, as a multiple of what the store alone takes.
+const TIMES_ALONE_MAX: f64 = 3.0;
 
-/// How soon an enqueued task starts, and how soon its result is back
+/// How soon an enqueued task starts
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
@@ -42,21 +43,24 @@ EXAMPLES
   windlass bench latency --processes 2               the worker in a process of its own
   windlass bench latency --store memory --rate 1000/s --seconds 5")]
 pub(crate) struct Args {
+    #[command(flatten)]
+    plan: Plan,
+    #[command(flatten)]
+    pub(super) repeat: Repeat,
+}
+
+/// What is enqueued, and where it starts.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Plan {
     /// How many tasks are enqueued: 200/s, 600/m
     #[arg(long, value_name = "RATE", default_value = "200/s")]
-    rate: Rate,
-    /// For how long
+    pub(super) rate: Rate,
+    /// For how long in each run
     #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3_600))]
-    seconds: u32,
+    pub(super) seconds: u32,
     /// 1: producer and worker in one process; 2: each in its own
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
-    processes: u32,
-    /// Results that are waited for, one after the other
-    #[arg(long, value_name = "COUNT", default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=100_000))]
-    round_trips: u32,
-    /// Fail when a goal is missed
-    #[arg(long)]
-    pub(super) check: bool,
+    pub(super) processes: u32,
 }
 
 /// Says when it starts.
@@ -64,7 +68,7 @@ pub(crate) struct Args {
 #[task(name = "bench.stamp", output = i64)]
 pub(super) struct Stamp {
     /// Just before the enqueue, in microseconds since 1970.
-    sent_at: i64,
+    pub(super) sent_at: i64,
 }
 
 /// The application whose tasks say how long after their enqueue they started, in microseconds.
@@ -82,7 +86,7 @@ pub(super) async fn stamp_registry(starts: mpsc::UnboundedSender<u64>) -> Result
 /// Where tasks start.
 enum Side {
     Here { worker: Working, starts: mpsc::UnboundedReceiver<u64> },
-    There { child: Child, orders: ChildStdin, starts: Lines<BufReader<ChildStdout>> },
+    There(Box<Helper>),
 }
 
 impl Side {
@@ -93,96 +97,85 @@ impl Side {
             let worker = Working::start(&open.backend, registry, queue, None, &Arc::new(Watch::default()));
             return Ok(Self::Here { worker, starts });
         }
-        if open.location == Location::Memory {
-            return Err(Problem::usage("a store in memory has one process only", "leave out `--store memory`"));
-        }
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["bench", "worker", "--store", &open.location.to_string(), "--queue", queue.as_str()]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
-        let (Some(orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else { return Err(gone()) };
-        Ok(Self::There { child, orders, starts: BufReader::new(output).lines() })
+        let mut helper = Helper::start(open, queue, Work::Stamp, 256).await?;
+        helper.go().await?;
+        Ok(Self::There(Box::new(helper)))
     }
 
     /// How long after its enqueue the next task started, in microseconds.
     async fn next(&mut self) -> Result<u64, Problem> {
         let next = async {
             match self {
-                Self::Here { starts, .. } => starts.recv().await,
-                Self::There { starts, .. } => starts.next_line().await.ok()??.parse().ok(),
+                Self::Here { starts, .. } => starts.recv().await.ok_or_else(never_started),
+                Self::There(helper) => loop {
+                    if let Word::Started(after) = helper.next().await? {
+                        break Ok(after);
+                    }
+                },
             }
         };
-        match tokio::time::timeout(PATIENCE, next).await {
-            Ok(Some(after)) => Ok(after),
-            Ok(None) => Err(gone()),
-            Err(_) => Err(Problem::new(Exit::TimedOut, "a task has not started within 30 s", "run it again with `-v`")),
-        }
+        tokio::time::timeout(PATIENCE, next).await.map_err(|_| never_started())?
     }
 
     async fn stop(self) -> Result<(), Problem> {
         match self {
             Self::Here { worker, .. } => worker.stop().await,
-            Self::There { mut child, orders, mut starts } => {
-                drop(orders);
-                // A full pipe would keep it from ending.
-                while let Ok(Some(_)) = starts.next_line().await {}
-                if child.wait().await?.success() { Ok(()) } else { Err(gone()) }
-            }
+            Self::There(helper) => helper.stop().await.map(|_| ()),
         }
     }
 }
 
-fn gone() -> Problem {
-    Problem::new(Exit::Failed, "the worker's process has ended early", "see what it said above")
+fn never_started() -> Problem {
+    Problem::new(Exit::TimedOut, "a task has not started within 30 s", "run it again with `-v`")
 }
 
 pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
-    let open = bench.place.open(bed::keep_everything()).await?;
+    let (place, plan, runs) = (&bench.place, &args.plan, args.repeat.runs);
+    let (mut starts, mut pushes, mut alone) = (Latencies::default(), Latencies::default(), Latencies::default());
+    for number in 1..=runs {
+        bench.progress(format_args!("run {number} of {runs}: {} s", plan.seconds));
+        let (started, pushed) = one(place, plan).await?;
+        starts.add(&started);
+        pushes.add(&pushed);
+        if let Some(raw) = Raw::of(place) {
+            let tasks = tasks_in(plan.rate, Duration::from_secs(plan.seconds.into()).min(ALONE_MAX));
+            bench.progress(format_args!("  {} alone, {tasks} tasks", raw.name()));
+            let body = bed::envelope(&Stamp { sent_at: bed::now().as_micros() }, &QueueName::default())?.to_body();
+            alone.add(&raw.wake_ups(tasks, plan.rate.opens(1), &body).await?);
+        }
+    }
+
+    let mut report = Report::new("latency", place.kind());
+    report.put("processes", json!(plan.processes), plan.processes.to_string());
+    report.put("runs", json!(runs), runs.to_string());
+    report.put("seconds", json!(plan.seconds), format!("{} s in each run", plan.seconds));
+    report.times("enqueue_to_start", &starts);
+    report.times("enqueue", &pushes);
+    let most = if place.kind() == "redis" { REDIS_P99_MS_MAX } else { P99_MS_MAX };
+    report.goal(Goal::at_most("enqueue-to-start p99", starts.p99() / 1e3, most, "ms"));
+    if alone.count() > 0 {
+        report.times("store_alone", &alone);
+        let times = starts.p50() / alone.p50().max(1.0);
+        report.goal(Goal::at_most("enqueue-to-start p50", times, TIMES_ALONE_MAX, "x the store alone"));
+    }
+    Ok(report)
+}
+
+/// One run on a fresh queue: from the enqueue to the start, and how long enqueueing took.
+pub(super) async fn one(place: &Place, plan: &Plan) -> Result<(Histogram, Histogram), Problem> {
+    let open = place.open(bed::keep_everything()).await?;
     let queue = bed::own_queue()?;
     let client = Client::new(Arc::clone(&open.backend));
-    let mut side = Side::start(&open, &queue, args.processes).await?;
+    let mut side = Side::start(&open, &queue, plan.processes).await?;
     for _ in 0..COLD {
         send(&client, &queue).await?;
         side.next().await?;
     }
-    bench.progress(format_args!("enqueue-to-start for {} s", args.seconds));
-    let (starts, pushes) = steadily(&client, &queue, &mut side, args).await?;
-    bench.progress(format_args!("{} round trips", args.round_trips));
-    let round_trips = round_trips(&client, &queue, &mut side, args.round_trips).await?;
+    let measured = steadily(&client, &queue, &mut side, plan).await?;
     side.stop().await?;
-    if matches!(bench.place, bed::Place::Given(_)) {
-        bed::forget(&open, &queue).await?;
-    }
-    let alone = if bench.place.kind() == "sqlite" { Some(sqlite_alone(bench, args).await?) } else { None };
-
-    let mut report = Report::new("latency", bench.place.kind());
-    report.put("processes", json!(args.processes), args.processes.to_string());
-    report.put("tasks", json!(starts.count()), thousands(starts.count()));
-    report.put("seconds", json!(args.seconds), format!("{} s", args.seconds));
-    report.put("enqueue_to_start", starts.json("us"), starts.text());
-    report.put("enqueue", pushes.json("us"), pushes.text());
-    if let Some(alone) = alone {
-        report.put("sqlite_push_and_claim", alone.json("us"), alone.text());
-    }
-    if round_trips.count() > 0 {
-        report.put("round_trip", round_trips.json("us"), round_trips.text());
-    }
-    let most = if args.processes == 1 { P99_MAX } else { P99_MAX_ACROSS };
-    let p99 = starts.quantile(0.99) as f64 / 1e3;
-    report.goal(Goal::at_most("enqueue-to-start p99", p99, most.as_secs_f64() * 1e3, "ms"));
-    Ok(report)
-}
-
-/// The two commits between an enqueue and a start, at the same rate, by SQLite alone.
-async fn sqlite_alone(bench: &Bench, args: &Args) -> Result<Histogram, Problem> {
-    let folder = bench.place.temporary_folder()?;
-    // The folder stays with this future: it goes when the measurement is interrupted.
-    let path = folder.path().to_owned();
-    let body = bed::envelope(&Stamp { sent_at: bed::now().as_micros() }, &QueueName::default())?.to_body();
-    let every = args.rate.opens(1);
-    let tasks = tasks_in(args.rate, Duration::from_secs(args.seconds.into()).min(ALONE_MAX));
-    bench.progress(format_args!("SQLite alone, {tasks} tasks"));
-    let measured = tokio::task::spawn_blocking(move || raw::starts(&path, tasks, &body, every));
-    Ok(measured.await.map_err(anyhow::Error::from)?.map_err(anyhow::Error::from)?)
+    drop(client);
+    open.close(&queue).await?;
+    Ok(measured)
 }
 
 /// Enqueues one task and answers how long that took, in microseconds.
@@ -193,7 +186,7 @@ async fn send(client: &Client, queue: &QueueName) -> Result<u64, Problem> {
 }
 
 /// How many tasks are enqueued in a time.
-fn tasks_in(rate: Rate, length: Duration) -> usize {
+pub(super) fn tasks_in(rate: Rate, length: Duration) -> usize {
     // No rate is above a million a second.
     (0..length.as_micros() as u64).take_while(|number| rate.opens(*number) < length).count()
 }
@@ -203,11 +196,11 @@ async fn steadily(
     client: &Client,
     queue: &QueueName,
     side: &mut Side,
-    args: &Args,
+    plan: &Plan,
 ) -> Result<(Histogram, Histogram), Problem> {
     let began = Instant::now();
-    let count = tasks_in(args.rate, Duration::from_secs(args.seconds.into()));
-    let (client, queue, rate) = (client.clone(), queue.clone(), args.rate);
+    let count = tasks_in(plan.rate, Duration::from_secs(plan.seconds.into()));
+    let (client, queue, rate) = (client.clone(), queue.clone(), plan.rate);
     let producer = tokio::spawn(async move {
         let mut sending = tokio::task::JoinSet::new();
         for number in 0..count {
@@ -226,17 +219,4 @@ async fn steadily(
         pushes.add(push?);
     }
     Ok((starts, pushes))
-}
-
-/// Enqueues and waits for the output, one at a time.
-async fn round_trips(client: &Client, queue: &QueueName, side: &mut Side, count: u32) -> Result<Histogram, Problem> {
-    let mut times = Histogram::default();
-    for _ in 0..count {
-        let sent_at = bed::now();
-        let enqueued = client.enqueue(Stamp { sent_at: sent_at.as_micros() }).queue(queue.clone()).await?;
-        enqueued.output(PATIENCE).await?;
-        times.add(bed::now().since(sent_at).as_micros() as u64);
-        side.next().await?;
-    }
-    Ok(times)
 }

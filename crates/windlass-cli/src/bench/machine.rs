@@ -81,9 +81,39 @@ pub(super) fn cpu_seconds() -> Option<f64> {
     ticks_of(&fs::read_to_string("/proc/self/stat").ok()?)
 }
 
+/// Seconds of CPU that a process and its children have used: those that are there, and those that have ended.
+pub(super) fn cpu_seconds_of_family(pid: i32) -> Option<f64> {
+    let stat = stat_of(pid)?;
+    let ended: f64 = fields_of(&stat)?.skip(13).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+    let living = fs::read_dir("/proc").ok()?.filter_map(|entry| {
+        let child = stat_of(entry.ok()?.file_name().to_str()?.parse().ok()?)?;
+        (parent_of(&child)? == pid).then(|| ticks_of(&child))?
+    });
+    Some(ticks_of(&stat)? + ended / TICKS_PER_SECOND + living.sum::<f64>())
+}
+
+/// The parent of a process of this machine that runs a program of this name.
+pub(super) fn parent_of_process(pid: i32, program: &str) -> Option<i32> {
+    let stat = stat_of(pid)?;
+    let name = stat.split_once('(')?.1.rsplit_once(')')?.0;
+    name.starts_with(program).then(|| parent_of(&stat))?
+}
+
+fn stat_of(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/stat")).ok()
+}
+
+/// What follows the name of the program, which is in parentheses and may hold anything.
+fn fields_of(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
+    Some(stat.rsplit_once(')')?.1.split_whitespace())
+}
+
+fn parent_of(stat: &str) -> Option<i32> {
+    fields_of(stat)?.nth(1)?.parse().ok()
+}
+
 fn ticks_of(stat: &str) -> Option<f64> {
-    // The name of the program is in parentheses and may hold anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut fields = fields_of(stat)?.skip(11);
     let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some((user + system) / TICKS_PER_SECOND)
 }
@@ -138,6 +168,7 @@ mod tests {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 90 0 0 0 250 50 0 0 20 0 1 0 100 1000 200";
         assert_eq!(ticks_of(stat), Some(3.0));
         assert_eq!(ticks_of("nothing"), None);
+        assert_eq!(parent_of(stat), Some(1));
     }
 
     #[cfg(target_os = "linux")]
@@ -145,6 +176,18 @@ mod tests {
     fn this_process_uses_memory_and_time() {
         assert!(memory_now().unwrap() > 100_000 && memory_peak().unwrap() >= 100_000);
         assert!(cpu_seconds().is_some() && cpu_seconds_of_threads().unwrap() > 0.0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_time_of_a_family_has_that_of_its_members() {
+        let me = std::process::id() as i32;
+        let own = cpu_seconds().unwrap();
+        let family = cpu_seconds_of_family(me).unwrap();
+        assert!(family >= own, "{family} has {own} in it");
+        let name = fs::read_to_string("/proc/self/comm").unwrap();
+        assert!(parent_of_process(me, name.trim()).is_some_and(|parent| parent > 0));
+        assert_eq!(parent_of_process(me, "another program"), None);
     }
 
     #[test]

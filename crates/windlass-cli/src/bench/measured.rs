@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use windlass::backend::{
     Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged, Settled,
     Settlement, Ticked,
@@ -33,7 +34,7 @@ pub(super) struct Tally {
 }
 
 /// Requests of one kind.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Batches {
     /// How long the store took, in microseconds.
     pub(super) took: Histogram,

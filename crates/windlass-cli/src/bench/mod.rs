@@ -2,22 +2,35 @@
 //!
 //! | command | measures |
 //! |---|---|
-//! | `drain` | enqueue and drain of tasks that do nothing; the share of SQLite's own limit |
-//! | `latency` | from the enqueue to the start, and to the result, in one process or across two |
-//! | `soak` | very many tasks: whether speed, memory and files stay as they were |
+//! | `enqueue` | how fast tasks get in: one by one, by many at once, in bulk |
+//! | `drain` | how fast tasks that do nothing are worked off; the share of the store's own limit |
+//! | `latency` | from the enqueue to the start, in one process or across two |
+//! | `roundtrip` | from the enqueue to the result |
+//! | `scheduled` | how late delayed tasks start |
 //! | `idle` | what a worker costs that has nothing to do |
+//! | `soak` | very many tasks: whether speed, memory and files stay as they were |
+//! | `limits` | the store alone |
+//! | `compare` | several stores and other products in one report |
 //!
-//! Numbers are data: with a unit each, as a table or as JSON. Progress is on standard error. `stats` and `machine` hold
-//! what is measured with, `measured` and `bed` what is measured on, `raw` what it is compared with, `side` the
-//! second process.
+//! Numbers are data: with a unit each, as a table or as JSON. Progress is on standard error. `stats`, `machine` and
+//! `report` hold what is measured with, `measured`, `bed` and `server` what is measured on, `raw` what it is compared
+//! with, `side` a worker in a process of its own, `peer` the other products.
 
 mod bed;
+mod compare;
 mod drain;
+mod enqueue;
 mod idle;
 mod latency;
+mod limits;
 mod machine;
 mod measured;
+mod peer;
 mod raw;
+mod report;
+mod roundtrip;
+mod scheduled;
+mod server;
 mod side;
 mod soak;
 mod stats;
@@ -25,7 +38,6 @@ mod stats;
 use std::fmt;
 use std::process::ExitCode;
 
-use serde_json::{Map, Value, json};
 use windlass::config::{LogConfig, LogFormat};
 
 use crate::args::Global;
@@ -34,20 +46,22 @@ use crate::logs::{self, Labels, Stream};
 use crate::output::Out;
 use bed::Place;
 use machine::Machine;
-use stats::{rounded, thousands};
+use report::{Goal, Report};
 
 /// Measure a store and the engine on this machine
 ///
 /// The store is a fresh one, by default SQLite in a temporary file on the disk of the current folder; `--store memory`
-/// is the engine alone. A store that is named with `--store` is used as it is: its tasks are left alone, the measured
-/// ones are removed.
+/// is the engine alone. In a server it is a namespace or a schema of its own that is removed afterwards. A file, a
+/// namespace or a schema that is named with `--store` is used as it is: its tasks are left alone, the measured ones are
+/// removed.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
   windlass bench drain                               SQLite, in a temporary file beside you
   windlass bench drain --store memory --json         the engine alone
-  windlass bench latency --processes 2
-  windlass bench soak --check")]
+  windlass bench latency --store redis://127.0.0.1/0 --processes 2
+  windlass bench limits --store postgres://127.0.0.1/test
+  windlass bench compare --store redis://127.0.0.1/0 --peer bullmq")]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
@@ -55,23 +69,52 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, clap::Subcommand)]
 enum What {
+    Enqueue(enqueue::Args),
     Drain(drain::Args),
     Latency(latency::Args),
-    Soak(soak::Args),
+    Roundtrip(roundtrip::Args),
+    Scheduled(scheduled::Args),
     Idle(idle::Args),
+    Soak(soak::Args),
+    Limits(limits::Args),
+    Compare(compare::Args),
     #[command(hide = true)]
     Worker(side::Args),
+}
+
+/// How often something is measured, and what a missed goal means.
+#[derive(Debug, Clone, clap::Args)]
+struct Repeat {
+    /// Runs; the median of them is printed, with the range
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Fail when a goal is missed
+    #[arg(long)]
+    check: bool,
 }
 
 impl What {
     /// Whether a missed goal fails the command.
     fn checks(&self) -> bool {
         match self {
-            Self::Drain(args) => args.check,
-            Self::Latency(args) => args.check,
+            Self::Enqueue(args) => args.repeat.check,
+            Self::Drain(args) => args.repeat.check,
+            Self::Latency(args) => args.repeat.check,
+            Self::Roundtrip(args) => args.repeat.check,
+            Self::Scheduled(args) => args.repeat.check,
+            Self::Idle(args) => args.repeat.check,
             Self::Soak(args) => args.check,
-            Self::Idle(args) => args.check,
+            Self::Limits(args) => args.repeat.check,
+            Self::Compare(args) => args.repeat.check,
             Self::Worker(_) => false,
+        }
+    }
+
+    /// The stores that are measured; one, unless they are compared.
+    fn stores(&self, global: &Global) -> Vec<Option<String>> {
+        match self {
+            Self::Compare(args) if !args.store.is_empty() => args.store.iter().cloned().map(Some).collect(),
+            _ => vec![global.store.clone()],
         }
     }
 }
@@ -94,26 +137,45 @@ impl Bench {
 pub(crate) async fn run(global: &Global, args: Args) -> Result<ExitCode, Problem> {
     let log = LogConfig { level: "warn".to_owned(), format: LogFormat::Auto };
     logs::start(global, &log, Stream::Stderr, Labels { worker: None, service: "bench".to_owned() });
-    let bench = Bench { place: Place::of(global)?, out: Out::of(global)? };
     if let What::Worker(args) = &args.what {
-        side::run(&bench.place, args).await?;
+        side::run(args).await?;
         return Ok(Exit::Ok.into());
     }
-    let checks = args.what.checks();
+    let stores = args.what.stores(global);
+    let places = stores.iter().map(|store| Place::of(store.as_deref())).collect::<Result<Vec<_>, _>>()?;
+    let bench = Bench { place: places[0].clone(), out: Out::of(global)? };
     let measured = async {
         match &args.what {
+            What::Enqueue(args) => enqueue::run(&bench, args).await,
             What::Drain(args) => drain::run(&bench, args).await,
             What::Latency(args) => latency::run(&bench, args).await,
-            What::Soak(args) => soak::run(&bench, args).await,
+            What::Roundtrip(args) => roundtrip::run(&bench, args).await,
+            What::Scheduled(args) => scheduled::run(&bench, args).await,
             What::Idle(args) => idle::run(&bench, args).await,
+            What::Soak(args) => soak::run(&bench, args).await,
+            What::Limits(args) => limits::run(&bench, args).await,
+            What::Compare(args) => compare::run(&bench, &places, args).await,
             What::Worker(_) => unreachable!("it has returned"),
         }
     };
     // What is dropped half-way takes its temporary files with it.
-    let report = tokio::select! {
-        report = measured => report?,
-        exit = interrupted() => return Ok(exit.into()),
+    let ended = tokio::select! {
+        report = measured => Ok(report),
+        exit = interrupted() => Err(exit),
     };
+    // However it ended, nothing is left in a server.
+    for place in &places {
+        if let Err(problem) = place.clean().await {
+            bench.out.warn(format_args!("something may be left in the server: {}", problem.text()));
+        }
+    }
+    match ended {
+        Ok(report) => show(&bench, report?, args.what.checks()),
+        Err(exit) => Ok(exit.into()),
+    }
+}
+
+fn show(bench: &Bench, report: Report, checks: bool) -> Result<ExitCode, Problem> {
     let machine = Machine::of(&bench.place.folder());
     if machine.is_for_debugging() {
         bench.out.warn("this is a debug build: measure with one that was made by `cargo build --release`");
@@ -150,106 +212,4 @@ async fn interrupted() -> Exit {
         std::future::pending::<()>().await;
     }
     Exit::Interrupted
-}
-
-/// What was measured: for machines and for people.
-#[derive(Debug)]
-struct Report {
-    json: Map<String, Value>,
-    lines: Vec<(String, String)>,
-    goals: Vec<Goal>,
-}
-
-/// What a number should be.
-#[derive(Debug)]
-struct Goal {
-    what: &'static str,
-    value: f64,
-    bound: Bound,
-    unit: &'static str,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Bound {
-    AtLeast(f64),
-    AtMost(f64),
-}
-
-impl Goal {
-    fn at_least(what: &'static str, value: f64, least: f64, unit: &'static str) -> Self {
-        Self { what, value, bound: Bound::AtLeast(least), unit }
-    }
-
-    fn at_most(what: &'static str, value: f64, most: f64, unit: &'static str) -> Self {
-        Self { what, value, bound: Bound::AtMost(most), unit }
-    }
-
-    fn is_met(&self) -> bool {
-        match self.bound {
-            Bound::AtLeast(least) => self.value >= least,
-            Bound::AtMost(most) => self.value <= most,
-        }
-    }
-
-    fn text(&self) -> String {
-        let number = |value: f64| if value >= 1_000.0 { thousands(value as u64) } else { rounded(value).to_string() };
-        let (bound, limit) = match self.bound {
-            Bound::AtLeast(least) => ("at least", number(least)),
-            Bound::AtMost(most) => ("at most", number(most)),
-        };
-        let Self { what, value, unit, .. } = self;
-        format!("{what}: {} {unit}, the goal is {bound} {limit} {unit}", number(*value))
-    }
-
-    fn json(&self) -> Value {
-        let mut json =
-            json!({ "what": self.what, "value": rounded(self.value), "unit": self.unit, "met": self.is_met() });
-        let (bound, limit) = match self.bound {
-            Bound::AtLeast(least) => ("at_least", least),
-            Bound::AtMost(most) => ("at_most", most),
-        };
-        json[bound] = json!(limit);
-        json
-    }
-}
-
-impl Report {
-    fn new(measurement: &'static str, store: &'static str) -> Self {
-        let mut report = Self { json: Map::new(), lines: Vec::new(), goals: Vec::new() };
-        report.put("measurement", json!(measurement), measurement.to_owned());
-        report.put("store", json!(store), store.to_owned());
-        report
-    }
-
-    /// A number under the name that it has in JSON; people see the name without its unit, and a text with it.
-    fn put(&mut self, key: &str, json: Value, text: String) {
-        self.json.insert(key.to_owned(), json);
-        let label = ["_tasks_per_s", "_calls_per_s", "_per_s", "_percent", "_bytes", "_us_per_task", "_tasks", "_s"]
-            .iter()
-            .find_map(|unit| key.strip_suffix(unit))
-            .unwrap_or(key);
-        self.lines.push((label.replace('_', " "), text));
-    }
-
-    /// What a number should be; printed with whether it is.
-    fn goal(&mut self, goal: Goal) {
-        self.goals.push(goal);
-    }
-
-    /// The goals that are missed, in words.
-    fn missed(&self) -> Option<String> {
-        let missed: Vec<String> = self.goals.iter().filter(|goal| !goal.is_met()).map(Goal::text).collect();
-        (!missed.is_empty()).then(|| missed.join("; "))
-    }
-
-    fn with(mut self, machine: &Machine) -> (Value, Vec<(String, String)>) {
-        self.json.insert("goals".to_owned(), self.goals.iter().map(Goal::json).collect());
-        for goal in &self.goals {
-            let met = if goal.is_met() { "goal met" } else { "goal missed" };
-            self.lines.push((met.to_owned(), goal.text()));
-        }
-        self.json.insert("machine".to_owned(), machine.json());
-        self.lines.push(("machine".to_owned(), machine.text()));
-        (Value::Object(self.json), self.lines)
-    }
 }

@@ -1,9 +1,9 @@
 //! `bench soak`: whether a store and a worker stay as fast, and as small, over very many tasks.
 //!
 //! A producer keeps a bounded backlog in front of a worker until all tasks are done; once a second the rate, the memory
-//! and the size of the files are noted. Retention is short, so that tasks are removed while others are added. In the first
-//! tenth there is nothing old enough to be removed yet; it is shown, but the last tenth is compared with the second, so
-//! that both ends do the same work.
+//! and the size of the files are noted. Retention is short, so that tasks are removed while others are added. In the
+//! first tenth there is nothing old enough to be removed yet; it is shown, but the last tenth is compared with the
+//! second, so that both ends do the same work.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,10 +71,10 @@ struct Sample {
 }
 
 pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
-    if matches!(bench.place, bed::Place::Given(_)) {
+    if matches!(bench.place, bed::Place::Given(..)) {
         return Err(Problem::usage(
             "a soak removes ended tasks after a short time, so it needs a store of its own",
-            "leave out `--store`, or write `--store memory`",
+            "leave out `--store`, write `--store memory`, or name a server without a namespace or schema",
         ));
     }
     let retention = Retention { finished: args.retention, ..Retention::default() };
@@ -103,6 +103,7 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     series.push(sample(&open, &watch, began));
     worker.stop().await?;
     watch.check()?;
+    open.close(&queue).await?;
     Ok(report(bench, args, &series))
 }
 

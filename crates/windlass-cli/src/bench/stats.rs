@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Values below this are counted exactly; above, every doubling has half as many steps: an error below 0.8 %.
@@ -93,6 +94,34 @@ impl Histogram {
     }
 }
 
+/// How it goes from one process to another: only the places that hold something.
+#[derive(Serialize, Deserialize)]
+struct Sparse {
+    counts: Vec<(usize, u64)>,
+    sum: u64,
+    max: u64,
+}
+
+impl Serialize for Histogram {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let counts = self.counts.iter().copied().enumerate().filter(|(_, count)| *count > 0).collect();
+        Sparse { counts, sum: self.sum, max: self.max }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Histogram {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let sparse = Sparse::deserialize(deserializer)?;
+        let mut histogram = Self { sum: sparse.sum, max: sparse.max, ..Self::default() };
+        for (place, count) in sparse.counts {
+            let known = histogram.counts.get_mut(place).ok_or_else(|| serde::de::Error::custom("a place too far"))?;
+            *known += count;
+            histogram.total += count;
+        }
+        Ok(histogram)
+    }
+}
+
 impl fmt::Debug for Histogram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Histogram({} values)", self.total)
@@ -128,6 +157,18 @@ impl Runs {
         self.0.insert(place, value);
     }
 
+    /// Adds what one run has given, if it has.
+    pub(super) fn add_known(&mut self, value: Option<f64>) {
+        if let Some(value) = value {
+            self.add(value);
+        }
+    }
+
+    /// How many runs there were.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The middle one, or the mean of the two in the middle; zero when there are none.
     pub(super) fn median(&self) -> f64 {
         let Some(last) = self.0.len().checked_sub(1) else { return 0.0 };
@@ -154,6 +195,57 @@ impl Runs {
             return format!("{median} {unit}");
         }
         format!("{median} {unit} ({} to {})", number(self.min()), number(self.max()))
+    }
+}
+
+/// Times that were measured in several runs: all of them together, and how far the runs differ.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Latencies {
+    all: Histogram,
+    p50: Runs,
+    p99: Runs,
+}
+
+impl Latencies {
+    /// Adds a run, in microseconds. One without values says nothing.
+    pub(super) fn add(&mut self, run: &Histogram) {
+        if run.count() == 0 {
+            return;
+        }
+        self.all.merge(run);
+        self.p50.add(run.quantile(0.50) as f64);
+        self.p99.add(run.quantile(0.99) as f64);
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.all.count()
+    }
+
+    /// The median of the runs' medians, in microseconds.
+    pub(super) fn p50(&self) -> f64 {
+        self.p50.median()
+    }
+
+    /// The median of the runs' 99th percentiles, in microseconds.
+    pub(super) fn p99(&self) -> f64 {
+        self.p99.median()
+    }
+
+    /// The quantiles of all values, and the median and the range of those of the runs.
+    pub(super) fn json(&self) -> Value {
+        let mut json = self.all.json("us");
+        json["runs"] = json!({ "p50_us": self.p50.json(), "p99_us": self.p99.json() });
+        json
+    }
+
+    pub(super) fn text(&self) -> String {
+        let all = self.all.text();
+        if self.p99.count() < 2 {
+            return all;
+        }
+        let number = |value: f64| micros(value as u64);
+        let runs = &self.p99;
+        format!("{all}; p99 of the runs {} ({} to {})", number(runs.median()), number(runs.min()), number(runs.max()))
     }
 }
 
@@ -230,6 +322,37 @@ mod tests {
         assert_eq!(runs.text("tasks/s"), "3.00 tasks/s (1.00 to 5.00)");
         runs.add(4.0);
         assert!((runs.median() - 3.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_histogram_goes_to_another_process_and_back() {
+        let mut histogram = Histogram::default();
+        for value in [0, 3, 7_000, 7_000, u64::from(u32::MAX)] {
+            histogram.add(value);
+        }
+        let text = serde_json::to_string(&histogram).unwrap();
+        assert!(text.len() < 200, "only what is there is written: {text}");
+        let back: Histogram = serde_json::from_str(&text).unwrap();
+        assert_eq!((back.count(), back.max(), back.quantile(0.5)), (5, u64::from(u32::MAX), histogram.quantile(0.5)));
+        assert!((back.mean() - histogram.mean()).abs() < 1e-9);
+        assert!(serde_json::from_str::<Histogram>(r#"{"counts":[[999999,1]],"sum":0,"max":0}"#).is_err());
+    }
+
+    #[test]
+    fn latencies_take_the_median_of_the_runs_and_show_their_range() {
+        let mut latencies = Latencies::default();
+        for micros in [100, 300, 200] {
+            let mut run = Histogram::default();
+            run.add(micros);
+            latencies.add(&run);
+        }
+        latencies.add(&Histogram::default());
+        assert_eq!(latencies.count(), 3, "an empty run says nothing");
+        assert!((latencies.p50() - 200.0).abs() < 2.0 && (latencies.p99() - 200.0).abs() < 2.0);
+        let json = latencies.json();
+        assert_eq!((&json["max_us"], &json["count"]), (&300.into(), &3.into()));
+        assert!(json["runs"]["p99_us"]["min"].as_f64().unwrap() < 102.0);
+        assert!(latencies.text().contains("p99 of the runs"), "{}", latencies.text());
     }
 
     #[test]

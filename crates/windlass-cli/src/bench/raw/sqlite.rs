@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 
-use super::stats::Histogram;
+use crate::bench::bed;
+use crate::bench::stats::Histogram;
 
 /// The pragmas of the store.
 const PRAGMAS: &str = "\
@@ -44,41 +45,35 @@ CREATE TABLE ended (id BLOB PRIMARY KEY, state INTEGER NOT NULL, at INTEGER NOT 
 
 /// How a task that has ended is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(in crate::bench) enum Ended {
     /// With its result.
     Kept,
     /// Not at all.
     Forgotten,
 }
 
-/// Tasks per second.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limit {
-    pub(super) enqueue: f64,
-    pub(super) drain: f64,
-}
+/// A file that is made as the store makes its own.
+#[derive(Debug)]
+pub(super) struct File(Connection);
 
-/// Measures in a fresh file in this folder: `tasks` tasks with such a body, pushed and drained in batches of these sizes.
-///
-/// # Errors
-/// Those of SQLite.
-pub(super) fn limit(
-    folder: &Path,
-    tasks: usize,
-    body: &str,
-    push_batch: usize,
-    batch: usize,
-    ended: Ended,
-) -> rusqlite::Result<Limit> {
-    let db = Connection::open(folder.join(format!("raw-{:08x}.db", fastrand::u32(..))))?;
-    db.execute_batch(PRAGMAS)?;
-    db.execute_batch(TABLES)?;
-    let began = Instant::now();
-    push(&db, tasks, body, push_batch)?;
-    let enqueue = tasks as f64 / began.elapsed().as_secs_f64();
-    let began = Instant::now();
-    drain(&db, batch, ended)?;
-    Ok(Limit { enqueue, drain: tasks as f64 / began.elapsed().as_secs_f64() })
+impl File {
+    /// A new one in this folder.
+    pub(super) fn new(folder: &Path) -> rusqlite::Result<Self> {
+        let db = Connection::open(folder.join(format!("raw-{:08x}.db", fastrand::u32(..))))?;
+        db.execute_batch(PRAGMAS)?;
+        db.execute_batch(TABLES)?;
+        Ok(Self(db))
+    }
+
+    /// Pushes so many tasks with such a body.
+    pub(super) fn push(&self, tasks: usize, body: &str, batch: usize) -> rusqlite::Result<()> {
+        push(&self.0, tasks, body, batch)
+    }
+
+    /// Drains them.
+    pub(super) fn drain(&self, batch: usize, ended: Ended) -> rusqlite::Result<()> {
+        drain(&self.0, batch, ended)
+    }
 }
 
 /// From before the push to after the claim of this many tasks, in microseconds, in a fresh file in this folder.
@@ -86,9 +81,7 @@ pub(super) fn limit(
 /// # Errors
 /// Those of SQLite.
 pub(super) fn starts(folder: &Path, tasks: usize, body: &str, every: Duration) -> rusqlite::Result<Histogram> {
-    let db = Connection::open(folder.join(format!("raw-{:08x}.db", fastrand::u32(..))))?;
-    db.execute_batch(PRAGMAS)?;
-    db.execute_batch(TABLES)?;
+    let File(db) = File::new(folder)?;
     let mut times = Histogram::default();
     let mut held = Vec::new();
     let mut next = Instant::now();
@@ -119,19 +112,11 @@ fn push_one_batch(db: &Connection, numbers: Range<usize>, body: &str) -> rusqlit
         "INSERT INTO task (id, queue, state, rank, lease, fence, attempt, enqueued_at, body) \
          VALUES (?1, 1, 1, ?2, 0, 0, 0, ?3, ?4)",
     )?;
-    let now = super::bed::now().as_micros();
+    let now = bed::now().as_micros();
     for number in numbers {
-        insert.execute(params![id(number), number as i64, now, body])?;
+        insert.execute(params![super::id(number), number as i64, now, body])?;
     }
     db.execute_batch("COMMIT")
-}
-
-/// Sixteen bytes in the order of time, random behind it: as the ids of the store are.
-fn id(at: usize) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&(at as u64).to_be_bytes());
-    bytes[8..].copy_from_slice(&fastrand::u64(..).to_be_bytes());
-    bytes
 }
 
 fn drain(db: &Connection, batch: usize, ended: Ended) -> rusqlite::Result<()> {
@@ -150,7 +135,7 @@ type Held = (i64, i64, [u8; 16]);
 /// One transaction: settles what is held, and claims the next.
 fn take_turn(db: &Connection, held: &mut Vec<Held>, batch: usize, ended: Ended) -> rusqlite::Result<()> {
     db.execute_batch("BEGIN IMMEDIATE")?;
-    let now = super::bed::now().as_micros();
+    let now = bed::now().as_micros();
     let mut delete = db.prepare_cached("DELETE FROM task WHERE seq = ?1 AND fence = ?2 AND state = 2")?;
     let mut keep = db.prepare_cached("INSERT INTO ended (id, state, at, result) VALUES (?1, 4, ?2, 'null')")?;
     for (seq, fence, id) in held.drain(..) {
@@ -180,16 +165,13 @@ mod tests {
     fn the_loop_drains_everything_and_keeps_what_it_should() {
         let folder = tempfile::tempdir().unwrap();
         for (ended, kept) in [(Ended::Kept, 25), (Ended::Forgotten, 0)] {
-            let db = Connection::open_in_memory().unwrap();
-            db.execute_batch(TABLES).unwrap();
-            push(&db, 25, "{}", 10).unwrap();
-            drain(&db, 7, ended).unwrap();
+            let file = File::new(folder.path()).unwrap();
+            file.push(25, "{}", 10).unwrap();
+            file.drain(7, ended).unwrap();
             let count = |table: &str| -> i64 {
-                db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+                file.0.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
             };
             assert_eq!((count("task"), count("ended")), (0, kept));
-            let limit = limit(folder.path(), 25, "{}", 10, 7, ended).unwrap();
-            assert!(limit.enqueue > 0.0 && limit.drain > 0.0);
         }
         assert_eq!(starts(folder.path(), 5, "{}", Duration::from_millis(1)).unwrap().count(), 5);
     }
