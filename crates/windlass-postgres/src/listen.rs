@@ -109,11 +109,12 @@ const ENTER: &str = "\
 INSERT INTO windlass.waiting (handle, ends, until) VALUES ($1, $2, windlass.micros() + $3::bigint) \
 ON CONFLICT (handle) DO UPDATE SET ends = excluded.ends, until = excluded.until";
 
-/// The time, when the next task falls due, and whether any is ready.
+/// The time, when the next task falls due after it, and whether any is due or ready.
 const LOOK_SQL: &str = "\
-SELECT coalesce($1::bigint, windlass.micros()), \
-(SELECT at FROM windlass.live WHERE state = 0 AND state <> 1 ORDER BY at LIMIT 1), \
-EXISTS (SELECT 1 FROM windlass.live WHERE state = 1)";
+WITH t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now) SELECT t.now, \
+(SELECT at FROM windlass.live WHERE state = 0 AND state <> 1 AND at > t.now ORDER BY at LIMIT 1), \
+EXISTS (SELECT 1 FROM windlass.live WHERE state = 0 AND state <> 1 AND at <= t.now) \
+OR EXISTS (SELECT 1 FROM windlass.live WHERE state = 1) FROM t";
 
 /// All notes that have come, as one.
 fn gather(first: &str, notes: &mut mpsc::UnboundedReceiver<String>) -> Effects {
@@ -239,10 +240,9 @@ impl Ears {
     async fn look(&self, client: &Client, look: &Statement) -> Result<Duration, StoreError> {
         let rows = self.in_time(client.query(look, &[&self.shared.given_now()])).await?;
         let Some(row) = rows.first() else { return Ok(LOOK) };
-        let (now, due, ready): (i64, Option<i64>, bool) = (row.get(0), row.get(1), row.get(2));
-        if ready || due.is_some_and(|due| due <= now) {
+        let (now, due, something): (i64, Option<i64>, bool) = (row.get(0), row.get(1), row.get(2));
+        if something {
             self.shared.bell.ring_for_all_claims();
-            return Ok(LOOK);
         }
         let until_due = due.map(|due| Duration::from_micros(u64::try_from(due - now).unwrap_or(0)).max(DUE_MIN));
         Ok(until_due.map_or(LOOK, |until_due| until_due.min(LOOK)))
