@@ -100,6 +100,9 @@ impl Room {
             let (mut held, mut done): (Vec<Vec<u8>>, u64) = (Vec::new(), 0);
             loop {
                 let (ids, bodies): (Vec<Vec<u8>>, Vec<Vec<u8>>) = turn.take(&mut connection, batch, &held)?;
+                if done == 0 && held.is_empty() {
+                    self.let_expire(&mut connection, &["leases"])?;
+                }
                 assert_eq!(ids.len(), bodies.len(), "a claimed task has its body");
                 done += held.len() as u64;
                 held = ids;
@@ -398,6 +401,7 @@ mod tests {
     fn every_wake_up_is_timed() {
         let room = room();
         assert_eq!(room.wake_ups(20, Duration::from_millis(1)).unwrap().count(), 20);
+        redis::cmd("UNLINK").arg(room.key("rung")).query::<()>(&mut connect(&room.url).unwrap()).unwrap();
     }
 
     #[tokio::test]
