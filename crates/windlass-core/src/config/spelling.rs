@@ -98,9 +98,13 @@ impl Spellings {
     pub(super) fn is_foreign(variable: &str, value: &str) -> bool {
         !variable.starts_with(VARIABLE_PREFIX)
             || RESERVED_VARIABLES.iter().any(|(name, _)| *name == variable)
+            || OF_OUR_TESTS.iter().any(|prefix| variable.starts_with(prefix))
             || is_service_link(variable, value)
     }
 }
+
+/// What our own tests are told in the environment, where they run our programs too.
+const OF_OUR_TESTS: [&str; 3] = ["WINDLASS_TEST_", "WINDLASS_CHAOS_", "WINDLASS_SIM_"];
 
 /// Kubernetes puts these into every container beside a service called `windlass` or `windlass-web`:
 /// `WINDLASS_SERVICE_HOST`, `WINDLASS_WEB_PORT=tcp://10.0.0.1:80`, `WINDLASS_WEB_PORT_80_TCP_ADDR`.
@@ -193,6 +197,7 @@ mod tests {
             ("WINDLASS_PORT", "tcp://10.0.0.1:80"),
             ("WINDLASS_WEB_PORT_80_TCP_ADDR", "10.0.0.1"),
             ("WINDLASS_CONFIG", "a.toml"),
+            ("WINDLASS_TEST_REDIS_URL", "redis://127.0.0.1"),
             ("PATH", "/bin"),
         ] {
             assert!(Spellings::is_foreign(variable, value), "{variable}");
