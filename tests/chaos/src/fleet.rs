@@ -12,6 +12,9 @@ use crate::ledger::LEDGER;
 /// What a process needs of the environment to run at all.
 const KEPT: [&str; 3] = ["PATH", "HOME", "TMPDIR"];
 
+/// The exit code of a program whose store does not answer.
+const NO_STORE: i32 = 5;
+
 /// Starts workers on one store, which write into one ledger.
 #[derive(Debug)]
 pub struct Fleet {
@@ -118,12 +121,15 @@ impl Worker {
         Ok(self.child.wait()?.code())
     }
 
-    /// Fails when it has ended by itself.
+    /// Whether it runs. One that found no store when it started has left, as it should: its supervisor starts it again.
     ///
     /// # Errors
-    /// With the end of its log.
-    pub fn must_run(&mut self) -> Result<()> {
-        let Some(status) = self.child.try_wait()? else { return Ok(()) };
+    /// When it has ended for another reason; with the end of its log.
+    pub fn runs(&mut self) -> Result<bool> {
+        let Some(status) = self.child.try_wait()? else { return Ok(true) };
+        if status.code() == Some(NO_STORE) {
+            return Ok(false);
+        }
         let log = self.log_text();
         let end: Vec<&str> = log.lines().rev().take(8).collect();
         anyhow::bail!("a worker has ended by itself ({status}); its log, newest first: {}", end.join("\n"))

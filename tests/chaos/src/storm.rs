@@ -160,7 +160,9 @@ impl Weather {
         // tidy: allow(sleep): the pause between two looks at other processes
         std::thread::sleep(LOOK);
         for worker in &mut self.workers {
-            worker.must_run()?;
+            if !worker.runs()? {
+                *worker = fleet.worker(&[])?;
+            }
         }
         if let Some((index, until)) = self.frozen
             && until <= Instant::now()
@@ -195,7 +197,8 @@ impl Weather {
             self.workers[index].thaw()?;
         }
         for worker in self.workers {
-            ensure!(worker.end()? == Some(0), "a worker does not end in order");
+            let code = worker.end()?;
+            ensure!(code == Some(0), "a worker does not end in order, but with {code:?}");
         }
         let of_one = u64::from(self.killed + self.froze) * SLOTS as u64;
         let of_all = u64::from(self.crashed) * (SLOTS * WORKERS) as u64;
