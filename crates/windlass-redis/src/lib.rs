@@ -59,7 +59,7 @@
 //! # What was measured
 //!
 //! CPU of the server's main thread for one no-op task with 50 bytes of arguments, Redis 7.0, append-only file synced every
-//! second (`examples/measure.rs`). Two cores at 2.5 GHz that were busy with other work, where an instruction took 1.5 to 2.5
+//! second (`benches/measure.rs`). Two cores at 2.5 GHz that were busy with other work, where an instruction took 1.5 to 2.5
 //! times what it takes on an idle one; best and worst of five runs:
 //!
 //! | | batch 1 | batch 100 | batch 1000 |

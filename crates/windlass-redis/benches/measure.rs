@@ -1,7 +1,7 @@
 //! Measures what tasks cost the server, and how soon a waiting claim gets one.
 //!
 //! ```text
-//! cargo run --release -p windlass-redis --example measure -- redis://127.0.0.1:6379
+//! cargo run --release -p windlass-redis --bench measure -- redis://127.0.0.1:6379
 //! ```
 //!
 //! The cost of the server is the CPU time of its main thread (`INFO cpu`): scripts, network and log together. The numbers of a
