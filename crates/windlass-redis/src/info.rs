@@ -73,12 +73,12 @@ fn durability(about: &str, fsync: Option<String>, save: Option<String>) -> (Stri
             ("a crash of the server and a power cut (append-only file, synced each time)", Health::Good, "")
         }
         (true, Some("everysec")) => (
-            "a crash of the server; a power cut may lose up to 2 s (append-only file, synced every second)",
+            "a stop of the server; a crash on a slow disk or a power cut may lose up to 2 s (append-only file, synced every second)",
             Health::Good,
             "",
         ),
         (true, Some(_)) => (
-            "a crash of the server; a power cut may lose what the kernel had not written (append-only file, not synced)",
+            "a stop of the server; a power cut may lose what the kernel had not written (append-only file, not synced)",
             Health::Warning,
             "; set `appendfsync everysec`",
         ),

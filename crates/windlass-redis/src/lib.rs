@@ -51,8 +51,8 @@
 //!
 //! # What a push survives
 //!
-//! What the server's append-only file survives: with `appendfsync always` a power cut, with `everysec` a crash of the server
-//! and, but for up to 2 s, a power cut. Without one, nothing. A failover to a replica may lose the newest tasks: Redis
+//! What the server's append-only file survives: with `appendfsync always` a power cut, with `everysec` a stop of the
+//! server and, but for up to 2 s, a crash and a power cut: while its disk is slow a server puts off its writes too. Without one, nothing. A failover to a replica may lose the newest tasks: Redis
 //! replicates afterwards. [`windlass_core::Backend::info`] says what the server does. A server that evicts keys (`maxmemory-policy
 //! allkeys-*`) is refused. A full one (`noeviction`) refuses pushes; on Redis 7 and newer, claims and settles go on.
 //!

@@ -46,7 +46,9 @@ impl Place {
     pub fn start(store: Store) -> Result<Self> {
         Ok(match store {
             Store::Sqlite => Self::Sqlite(tempfile::tempdir()?),
-            Store::Redis => Self::Redis(Redis::start(Aof::EverySec)?),
+            // With `everysec` a server whose disk is slow puts off its writes, not only its syncs, for up to two seconds: a
+            // crash forgets what it has answered in that time.
+            Store::Redis => Self::Redis(Redis::start(Aof::Always)?),
             Store::Postgres => Self::Postgres(Postgres::start()?),
         })
     }
