@@ -164,7 +164,7 @@ pub(crate) enum Trouble {
 /// Makes the conformance suite ask again.
 const PATIENT: &str = "WINDLASS_TEST_PATIENT";
 /// Between two restarts, and between two cuts.
-const RESTART_EVERY: Duration = Duration::from_secs(4);
+const RESTART_EVERY: Duration = Duration::from_secs(3);
 const CUT_EVERY: Duration = Duration::from_millis(700);
 /// How long a line stands still.
 const STILL: Duration = Duration::from_millis(300);

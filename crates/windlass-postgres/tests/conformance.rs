@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use common::Schema;
 use windlass_postgres::{Options, PostgresStore, Time};
-use windlass_testkit::conformance::{Opened, Setup};
+use windlass_testkit::conformance::{Opened, Setup, opened};
 
 async fn open(setup: Setup) -> Opened {
     let schema = Schema::new();
     let options =
         Options { retention: setup.retention, time: Time::Given(Arc::new(setup.clock)), ..Options::default() };
-    let store = PostgresStore::connect(&schema.url(), options.clone()).await.expect("a new schema");
-    let second = PostgresStore::connect(&schema.url(), options).await.expect("the same schema");
+    let url = schema.url();
+    let store = opened(|| PostgresStore::connect(&url, options.clone())).await;
+    let second = opened(|| PostgresStore::connect(&url, options.clone())).await;
     Opened::new(store).with_second(second).keep(schema)
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use windlass_core::TaskId;
 use windlass_redis::{Location, Options, RedisStore, Time};
-use windlass_testkit::conformance::{Opened, Setup};
+use windlass_testkit::conformance::{Opened, Setup, opened};
 
 /// The keys of a case, removed when it has ended.
 struct Keys {
@@ -35,8 +35,8 @@ async fn open(setup: Setup) -> Opened {
     let location = location.with_namespace(&namespace).expect("a namespace");
     let options =
         Options { retention: setup.retention, time: Time::Given(Arc::new(setup.clock)), ..Options::default() };
-    let store = RedisStore::open(location.clone(), options.clone()).await.expect("a new namespace");
-    let second = RedisStore::open(location, options).await.expect("the same namespace");
+    let store = opened(|| RedisStore::open(location.clone(), options.clone())).await;
+    let second = opened(|| RedisStore::open(location.clone(), options.clone())).await;
     Opened::new(store).with_second(second).keep(Keys { url, namespace })
 }
 

@@ -247,6 +247,26 @@ impl Harness {
 /// are restarted and connections are cut (`cargo xtask servers --trouble`).
 pub const PATIENT: &str = "WINDLASS_TEST_PATIENT";
 
+/// Opens a store for a case. When [`PATIENT`] is set it asks again while the server is away.
+///
+/// # Panics
+/// When it cannot be opened.
+pub async fn opened<T, F: Future<Output = Result<T, StoreError>>>(open: impl Fn() -> F) -> T {
+    let began = tokio::time::Instant::now();
+    loop {
+        match open().await {
+            Ok(store) => return store,
+            Err(error)
+                if error.is_transient() && std::env::var_os(PATIENT).is_some() && began.elapsed() < PATIENCE * 3 =>
+            {
+                // tidy: allow(sleep): a server that is away tells nobody when it is back
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("the store cannot be opened: {error}"),
+        }
+    }
+}
+
 fn patiently(store: Arc<dyn Backend>) -> Arc<dyn Backend> {
     if std::env::var_os(PATIENT).is_some() { Arc::new(PatientStore::new(store)) } else { store }
 }

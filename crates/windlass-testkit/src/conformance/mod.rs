@@ -47,7 +47,7 @@ pub mod transfer;
 pub mod unique;
 pub mod watch;
 
-pub use harness::{Harness, Opened, PATIENCE, PATIENT, RETENTION, START, Setup};
+pub use harness::{Harness, Opened, PATIENCE, PATIENT, RETENTION, START, Setup, opened};
 
 /// Makes one test of every case of the contract, in a module for each verb. The argument is a function, visible where the
 /// macro is called, from [`Setup`] to a future of [`Opened`].
