@@ -70,6 +70,7 @@ impl Backend for PostgresStore {
             if !claims.is_empty() || Instant::now() >= deadline {
                 return Ok(claims);
             }
+            self.shared.bell.ask_for_the_look();
             if !heard && !demand.hush.is_cancelled() {
                 // What was committed by others since the question was not heard: ask again once it is.
                 tokio::select! {

@@ -199,7 +199,13 @@ impl Ears {
             }
             self.enter(client, &enter).await?;
             if Instant::now() >= next_look {
-                let pause = if self.shared.bell.claims_wait() { self.look(client, &look).await? } else { LOOK };
+                let pause = if self.shared.bell.claims_wait() {
+                    self.look(client, &look).await?
+                } else {
+                    // Whoever waits next may wait for what this look would have found.
+                    self.shared.bell.owe_a_look();
+                    LOOK
+                };
                 next_look = Instant::now() + pause;
             }
             tokio::select! {

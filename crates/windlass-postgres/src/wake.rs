@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -78,6 +78,7 @@ pub(crate) struct Bell {
     ends: AtomicUsize,
     /// Tells the listener that somebody waits, or that a task was scheduled.
     pub(crate) look: Notify,
+    look_owed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +116,18 @@ impl Drop for Ticket {
 }
 
 impl Bell {
+    /// The listener did not look for due tasks, as nobody waited.
+    pub(crate) fn owe_a_look(&self) {
+        self.look_owed.store(true, Ordering::Release);
+    }
+
+    /// Somebody waits: the look that was left out is made up for.
+    pub(crate) fn ask_for_the_look(&self) {
+        if self.look_owed.swap(false, Ordering::AcqRel) {
+            self.look.notify_one();
+        }
+    }
+
     /// Waits for a task in one of these queues. Take the ticket first, then ask: nothing falls in between.
     pub(crate) fn wait_for_ready(self: &Arc<Self>, queues: &[QueueName]) -> Ticket {
         self.claims.fetch_add(1, Ordering::AcqRel);
