@@ -139,6 +139,7 @@ async fn latency(location: &Location) -> Result<(), Box<dyn Error>> {
     });
     let mut waits = Vec::new();
     for _ in 0..1_000 {
+        // tidy: allow(sleep): the pace of the measurement
         tokio::time::sleep(Duration::from_millis(5)).await;
         let envelope = task()?;
         let id = envelope.id.clone();
