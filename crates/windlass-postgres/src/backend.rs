@@ -105,6 +105,7 @@ impl Backend for PostgresStore {
 
     async fn settle(&self, settled: &[Settled]) -> Result<Vec<Settlement>, StoreError> {
         check_batch("settlements", settled.len(), BATCH_MAX)?;
+        self.shared.turnover.add(settled.len());
         let sorted = settle::sort(settled);
         let plain = async {
             if sorted.plain.ends.is_empty() && sorted.plain.backs.is_empty() {
@@ -188,6 +189,7 @@ impl Backend for PostgresStore {
             Box::pin(tick::tick(&mut tx, node)).await.map(|ticked| (ticked, now))
         });
         self.shared.changes.store(0, Ordering::Relaxed);
+        retention::vacuum_when_due(&self.shared);
         if self.shared.upkeep.is_due(now)
             && let Err(error) = self.look_after_days().await
         {

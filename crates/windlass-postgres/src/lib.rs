@@ -114,6 +114,7 @@ struct Shared {
     /// Transactions since the counts were added up.
     changes: AtomicU64,
     upkeep: retention::Upkeep,
+    turnover: retention::Turnover,
 }
 
 impl std::fmt::Debug for Shared {

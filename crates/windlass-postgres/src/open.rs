@@ -140,5 +140,6 @@ fn shared(url: &str, retention: Retention, time: Time) -> Result<Shared, StoreEr
         names_paused: AtomicBool::new(false),
         changes: AtomicU64::new(0),
         upkeep: Upkeep::default(),
+        turnover: retention::Turnover::default(),
     })
 }

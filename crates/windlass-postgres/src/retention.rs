@@ -3,6 +3,8 @@
 //! Finished tasks are removed row by row when they are kept for less than some days, or when there are too many; the days
 //! themselves are dropped whole when nothing of them is kept any more, and that gives all their space back at once.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -157,6 +159,57 @@ impl Upkeep {
         let hour = now.as_micros().div_euclid(UPKEEP_EVERY);
         self.0.lock().replace(hour) != Some(hour)
     }
+}
+
+/// How many tasks have ended here since the tables were vacuumed, and whether they are being.
+///
+/// A task that ends leaves dead rows and index entries behind. The server's own vacuum comes once a minute at the earliest, and
+/// by then a busy fleet has ended a million: the tables would be a hundred times as large as what waits in them.
+#[derive(Debug, Default)]
+pub(crate) struct Turnover {
+    ended: AtomicU64,
+    under_way: AtomicBool,
+}
+
+/// Tasks that end between two rounds; a round costs about 2 us for each of them.
+const VACUUM_AFTER: u64 = 50_000;
+
+impl Turnover {
+    /// Counts tasks that ended.
+    pub(crate) fn add(&self, tasks: usize) {
+        self.ended.fetch_add(tasks as u64, Ordering::Relaxed);
+    }
+
+    /// Whether it is time for a round, which then is under way.
+    fn begin(&self) -> bool {
+        self.ended.load(Ordering::Relaxed) >= VACUUM_AFTER && !self.under_way.swap(true, Ordering::AcqRel)
+    }
+
+    fn end(&self) {
+        self.ended.store(0, Ordering::Relaxed);
+        self.under_way.store(false, Ordering::Release);
+    }
+}
+
+/// Vacuums the hot tables in the background when many tasks have ended. What another node vacuums just then is left to it.
+pub(crate) fn vacuum_when_due(shared: &Arc<Shared>) {
+    if !shared.turnover.begin() {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let sql =
+            "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE FALSE) windlass.live, windlass.delta, windlass.finished";
+        let vacuumed = async {
+            let client = crate::connection::connect(&shared).await?;
+            client.batch_execute(&shared.sql(sql)).await.map_err(|error| store_error(&error, &shared.address.shown))
+        };
+        if let Err(error) = vacuumed.await {
+            // The server's own vacuum comes later.
+            debug!(%error, "the tables were not vacuumed");
+        }
+        shared.turnover.end();
+    });
 }
 
 /// Makes the days of today and tomorrow.

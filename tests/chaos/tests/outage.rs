@@ -65,7 +65,7 @@ async fn push(backend: &Arc<dyn Backend>, numbers: std::ops::Range<u32>) {
 }
 
 async fn succeeded(backend: &Arc<dyn Backend>) -> u64 {
-    backend.counts().await.map(|counts| counts.total().succeeded).unwrap_or(0)
+    backend.counts().await.map_or(0, |counts| counts.total().succeeded)
 }
 
 fn survives(store: Store) {
