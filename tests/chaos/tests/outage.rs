@@ -12,10 +12,11 @@ use windlass_chaos::{Fleet, Place, Runs, Store, Worker};
 /// Long enough for everything that must happen soon.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long the server is away: `WINDLASS_CHAOS_OUTAGE` seconds; 3 without it.
+/// How long the server is away: `WINDLASS_CHAOS_OUTAGE` seconds; without it, longer than any driver waits for a connection
+/// before it says that the store is away.
 fn outage() -> Duration {
     let set = std::env::var("WINDLASS_CHAOS_OUTAGE").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(set.unwrap_or(3))
+    Duration::from_secs(set.unwrap_or(8))
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
