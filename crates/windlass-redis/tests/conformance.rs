@@ -1,7 +1,5 @@
 //! The contract of a task store, against Redis: two stores in one namespace, as two processes would have it.
 
-mod common;
-
 use std::sync::Arc;
 
 use windlass_core::TaskId;
@@ -29,7 +27,7 @@ impl Drop for Keys {
 }
 
 async fn open(setup: Setup) -> Opened {
-    let url = common::redis_url();
+    let url = windlass_servers::redis_url();
     let namespace = format!("test-{}", TaskId::random());
     let location: Location = url.parse().expect("a URL");
     let location = location.with_namespace(&namespace).expect("a namespace");

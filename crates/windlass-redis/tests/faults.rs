@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{
-    PATIENCE, Proxy, Redis, claim_one, demand, node, open, push_of, redis_url, settled, succeeded, task, until_back,
+    Ask as _, PATIENCE, claim_one, demand, line_to, node, open, push_of, redis, settled, succeeded, task, until_back,
 };
 use windlass_core::backend::{Backend, Pushed, Renewal, Renewed, Settlement};
 use windlass_core::view::Retention;
 use windlass_core::{Args, Due, Envelope, State, StoreError, TaskId, Timestamp};
 use windlass_redis::{Location, Options, RedisStore};
+use windlass_servers::{Redis, redis_url};
 
 #[tokio::test]
 async fn times_are_those_of_the_server() {
-    let redis = Redis::start();
+    let redis = redis();
     let time = || {
-        let said = redis.cli(&["TIME"]);
+        let said = redis.ask(&["TIME"]);
         let mut numbers = said.lines().map(|number| number.parse::<i64>().expect("a number"));
         let (secs, micros) = (numbers.next().expect("seconds"), numbers.next().expect("microseconds"));
         Timestamp::from_micros(secs * 1_000_000 + micros)
@@ -53,15 +54,15 @@ async fn a_lease_ends_by_the_clock_of_the_server() {
 
 #[tokio::test]
 async fn scripts_that_the_server_forgot_are_told_again() {
-    let redis = Redis::start();
+    let redis = redis();
     let store = open(&redis.url()).await;
     for _ in 0..2 {
         store.push(&push_of([task("work")])).await.expect("the store answers");
-        redis.cli(&["FUNCTION", "FLUSH"]);
-        redis.cli(&["SCRIPT", "FLUSH"]);
+        redis.ask(&["FUNCTION", "FLUSH"]);
+        redis.ask(&["SCRIPT", "FLUSH"]);
         let claim = claim_one(&store).await;
-        redis.cli(&["FUNCTION", "FLUSH"]);
-        redis.cli(&["SCRIPT", "FLUSH"]);
+        redis.ask(&["FUNCTION", "FLUSH"]);
+        redis.ask(&["SCRIPT", "FLUSH"]);
         let answer = store.settle(&[settled(&claim, succeeded())]).await.expect("the store answers");
         assert_eq!(answer, [Settlement::Applied]);
     }
@@ -69,11 +70,11 @@ async fn scripts_that_the_server_forgot_are_told_again() {
 
 #[tokio::test]
 async fn a_push_whose_answer_was_lost_is_repeated_without_harm() {
-    let redis = Redis::start();
-    let proxy = Proxy::to(redis.address());
-    let store = open(&proxy.url()).await;
+    let redis = redis();
+    let (proxy, url) = line_to(&redis);
+    let store = open(&url).await;
     let push = push_of([task("work")]);
-    proxy.lose_next_answer();
+    proxy.cut_after_next_request();
     let error = store.push(&push).await.expect_err("the answer is lost");
     assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
     let again = until_back(|| store.push(&push)).await;
@@ -83,13 +84,13 @@ async fn a_push_whose_answer_was_lost_is_repeated_without_harm() {
 
 #[tokio::test]
 async fn a_settle_whose_answer_was_lost_counts_once() {
-    let redis = Redis::start();
-    let proxy = Proxy::to(redis.address());
-    let store = open(&proxy.url()).await;
+    let redis = redis();
+    let (proxy, url) = line_to(&redis);
+    let store = open(&url).await;
     store.push(&push_of([task("work")])).await.expect("the store answers");
     let claim = claim_one(&store).await;
     let settled = [settled(&claim, succeeded())];
-    proxy.lose_next_answer();
+    proxy.cut_after_next_request();
     let error = store.settle(&settled).await.expect_err("the answer is lost");
     assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
     assert_eq!(until_back(|| store.settle(&settled)).await, [Settlement::Stale]);
@@ -98,9 +99,9 @@ async fn a_settle_whose_answer_was_lost_counts_once() {
 
 #[tokio::test]
 async fn a_connection_that_broke_while_nothing_happened_costs_nobody_an_error() {
-    let redis = Redis::start();
-    let proxy = Proxy::to(redis.address());
-    let store = open(&proxy.url()).await;
+    let redis = redis();
+    let (proxy, url) = line_to(&redis);
+    let store = open(&url).await;
     store.push(&push_of([task("work")])).await.expect("the store answers");
     proxy.cut();
     // The end of a connection arrives like everything else: a moment later.
@@ -111,9 +112,9 @@ async fn a_connection_that_broke_while_nothing_happened_costs_nobody_an_error() 
 
 #[tokio::test]
 async fn a_server_that_stalls_is_unreachable_and_not_waited_for_for_ever() {
-    let redis = Redis::start();
-    let proxy = Proxy::to(redis.address());
-    let store = open(&proxy.url()).await;
+    let redis = redis();
+    let (proxy, url) = line_to(&redis);
+    let store = open(&url).await;
     proxy.stall();
     let began = Instant::now();
     let error = store.push(&push_of([task("work")])).await.expect_err("nothing comes back");
@@ -126,9 +127,9 @@ async fn a_server_that_stalls_is_unreachable_and_not_waited_for_for_ever() {
 
 #[tokio::test]
 async fn requests_that_wait_for_one_connection_fail_together() {
-    let redis = Redis::start();
-    let proxy = Proxy::to(redis.address());
-    let store = Arc::new(open(&proxy.url()).await);
+    let redis = redis();
+    let (proxy, url) = line_to(&redis);
+    let store = Arc::new(open(&url).await);
     proxy.stall();
     proxy.cut();
     let began = Instant::now();
@@ -145,7 +146,7 @@ async fn requests_that_wait_for_one_connection_fail_together() {
 
 #[tokio::test]
 async fn a_claim_can_be_settled_after_the_server_was_killed() {
-    let mut redis = Redis::start();
+    let mut redis = redis();
     let store = open(&redis.url()).await;
     store.push(&push_of([task("work"), task("work")])).await.expect("the store answers");
     let claim = claim_one(&store).await;
@@ -153,7 +154,7 @@ async fn a_claim_can_be_settled_after_the_server_was_killed() {
     let settled = [settled(&claim, succeeded())];
     let error = store.settle(&settled).await.expect_err("nobody answers");
     assert!(error.is_transient(), "{error}");
-    redis.start_again();
+    redis.start_again().expect("it starts again");
     assert_eq!(until_back(|| store.settle(&settled)).await, [Settlement::Applied]);
     let total = store.counts().await.expect("the store answers").total();
     assert_eq!((total.ready, total.running, total.succeeded), (1, 0, 1));
@@ -161,7 +162,7 @@ async fn a_claim_can_be_settled_after_the_server_was_killed() {
 
 #[tokio::test]
 async fn a_claim_goes_on_waiting_while_the_server_is_started_again() {
-    let mut redis = Redis::start();
+    let mut redis = redis();
     let url = redis.url();
     let store = Arc::new(open(&url).await);
     let waiting = {
@@ -170,7 +171,7 @@ async fn a_claim_goes_on_waiting_while_the_server_is_started_again() {
     };
     wait_for_waiting_claims(&redis, 1).await;
     redis.kill();
-    redis.start_again();
+    redis.start_again().expect("it starts again");
     let push = push_of([task("work")]);
     until_back(|| store.push(&push)).await;
     let claims = tokio::time::timeout(PATIENCE, waiting).await.expect("it is woken").expect("it does not panic");
@@ -179,7 +180,7 @@ async fn a_claim_goes_on_waiting_while_the_server_is_started_again() {
 
 #[tokio::test]
 async fn a_claim_is_woken_though_its_listening_connection_was_killed() {
-    let redis = Redis::start();
+    let redis = redis();
     let store = Arc::new(open(&redis.url()).await);
     for _ in 0..3 {
         let waiting = {
@@ -187,7 +188,7 @@ async fn a_claim_is_woken_though_its_listening_connection_was_killed() {
             tokio::spawn(async move { store.claim(&demand(1, PATIENCE)).await })
         };
         wait_for_waiting_claims(&redis, 1).await;
-        redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        redis.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         let began = Instant::now();
         store.push(&push_of([task("work")])).await.expect("the store answers");
         let claims = waiting.await.expect("it does not panic").expect("the store answers");
@@ -200,7 +201,7 @@ async fn a_claim_is_woken_though_its_listening_connection_was_killed() {
 fn a_store_outlives_the_runtime_that_opened_it() {
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    let redis = Redis::start();
+    let redis = redis();
     let first = runtime();
     let store = Arc::new(first.block_on(open(&redis.url())));
     let nothing = first.block_on(store.claim(&demand(1, Duration::from_millis(20)))).expect("the store answers");
@@ -210,7 +211,7 @@ fn a_store_outlives_the_runtime_that_opened_it() {
         // The connection ended with the runtime that it was made in.
         until_back(|| store.counts()).await;
         // The claim of that runtime may have left its name behind.
-        redis.cli(&["DEL", redis.cli(&["KEYS", "*:wait:default"]).as_str()]);
+        redis.ask(&["DEL", redis.ask(&["KEYS", "*:wait:default"]).as_str()]);
         let waiting = {
             let store = Arc::clone(&store);
             tokio::spawn(async move { store.claim(&demand(1, PATIENCE)).await })
@@ -227,8 +228,8 @@ fn a_store_outlives_the_runtime_that_opened_it() {
 async fn wait_for_waiting_claims(redis: &Redis, wanted: usize) {
     let began = Instant::now();
     loop {
-        let keys = redis.cli(&["KEYS", "*:wait:default"]);
-        if !keys.is_empty() && redis.cli(&["ZCARD", keys.trim()]).parse() == Ok(wanted) {
+        let keys = redis.ask(&["KEYS", "*:wait:default"]);
+        if !keys.is_empty() && redis.ask(&["ZCARD", keys.trim()]).parse() == Ok(wanted) {
             return;
         }
         assert!(began.elapsed() < PATIENCE, "a claim waits");
@@ -239,11 +240,11 @@ async fn wait_for_waiting_claims(redis: &Redis, wanted: usize) {
 
 #[tokio::test]
 async fn a_full_server_refuses_new_tasks_and_lets_the_others_be_worked_off() {
-    let redis = Redis::start();
+    let redis = redis();
     let store = open(&redis.url()).await;
     store.push(&push_of((0..10).map(|_| task("work")))).await.expect("the store answers");
     let before = store.counts().await.expect("the store answers");
-    redis.cli(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1mb"]);
     let args = Args::parse(&format!(r#"{{"a":"{}"}}"#, "x".repeat(1000))).expect("arguments");
     let error = store.push(&push_of([Envelope { args, ..task("large") }])).await.expect_err("there is no memory");
     assert!(matches!(error, StoreError::NoSpace(_)) && error.to_string().contains("maxmemory"), "{error}");
@@ -256,19 +257,19 @@ async fn a_full_server_refuses_new_tasks_and_lets_the_others_be_worked_off() {
         assert_eq!(answer, [Settlement::Applied]);
     }
     store.tick(&node()).await.expect("the store answers");
-    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]);
     store.push(&push_of([task("work")])).await.expect("there is memory again");
 }
 
 #[tokio::test]
 async fn a_store_that_was_emptied_goes_on_with_new_tasks() {
-    let redis = Redis::start();
+    let redis = redis();
     let store = open(&redis.url()).await;
     let envelope = task("work");
     store.push(&push_of([envelope.clone()])).await.expect("the store answers");
     store.tick(&node()).await.expect("the store answers");
     let old = claim_one(&store).await;
-    redis.cli(&["FLUSHALL"]);
+    redis.ask(&["FLUSHALL"]);
     store.tick(&node()).await.expect("the store answers");
     assert_eq!(store.push(&push_of([envelope])).await.expect("the store answers"), [Pushed::Stored]);
     let new = claim_one(&store).await;
@@ -278,7 +279,7 @@ async fn a_store_that_was_emptied_goes_on_with_new_tasks() {
 
 #[tokio::test]
 async fn nothing_is_left_of_tasks_that_retention_removed() {
-    let redis = Redis::start();
+    let redis = redis();
     let retention =
         Retention { finished: Duration::from_millis(1), finished_max: 1000, dead: Duration::from_millis(1) };
     let location: Location = redis.url().parse().expect("a URL");
@@ -308,11 +309,11 @@ async fn nothing_is_left_of_tasks_that_retention_removed() {
         // tidy: allow(sleep): the time is the server's own
         tokio::time::sleep(Duration::from_millis(5)).await;
         let began = Instant::now();
-        while redis.cli(&["HLEN", "{windlass}:task"]) != "0" {
+        while redis.ask(&["HLEN", "{windlass}:task"]) != "0" {
             store.tick(&node()).await.expect("the store answers");
             assert!(began.elapsed() < PATIENCE, "ticks remove what has ended");
         }
-        sizes.push(redis.cli(&["KEYS", "*"]).lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>());
+        sizes.push(redis.ask(&["KEYS", "*"]).lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>());
     }
     let left: Vec<&str> = sizes[0].iter().filter_map(|key| key.strip_prefix("{windlass}:")).collect();
     assert_eq!(left, ["counts", "meta", "queues", "seq"], "what is left does not grow with tasks");

@@ -5,13 +5,14 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 
-use common::{Redis, free_port, open, redis_url, refused};
+use common::{Ask as _, free_port, open, redis, redis_with, refused};
 use windlass_core::{Backend, StoreError};
 use windlass_redis::{Eviction, Location, Options, RedisStore};
+use windlass_servers::redis_url;
 
 #[tokio::test]
 async fn a_wrong_password_is_refused_without_showing_it() {
-    let redis = Redis::start_with(&["--requirepass", "secret"]);
+    let redis = redis_with(&["--requirepass", "secret"]);
     let address = redis.address();
     for (url, part) in [
         (format!("redis://{address}"), "wants a password"),
@@ -30,21 +31,21 @@ async fn a_wrong_password_is_refused_without_showing_it() {
 
 #[tokio::test]
 async fn a_user_without_rights_is_told_which_are_missing() {
-    let redis = Redis::start();
+    let redis = redis();
     let address = redis.address();
-    redis.cli(&["ACL", "SETUSER", "weak", "on", ">pw", "~other:*", "+@all"]);
+    redis.ask(&["ACL", "SETUSER", "weak", "on", ">pw", "~other:*", "+@all"]);
     let text = refused(&format!("redis://weak:pw@{address}")).await.to_string();
     assert!(text.contains("does not allow this user") && text.contains("~{NAMESPACE}"), "{text}");
-    redis.cli(&["ACL", "SETUSER", "silent", "on", ">pw", "~*", "&*", "+@all", "-info"]);
+    redis.ask(&["ACL", "SETUSER", "silent", "on", ">pw", "~*", "&*", "+@all", "-info"]);
     let text = refused(&format!("redis://silent:pw@{address}")).await.to_string();
     assert!(text.contains("info"), "{text}");
 }
 
 #[tokio::test]
 async fn a_replica_is_refused_and_its_primary_named() {
-    let primary = Redis::start();
+    let primary = redis();
     let port = primary.address().port().to_string();
-    let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]);
+    let replica = redis_with(&["--replicaof", "127.0.0.1", &port]);
     let text = refused(&replica.url()).await.to_string();
     assert!(text.contains("read-only replica of `127.0.0.1`") && text.contains("primary"), "{text}");
 }
@@ -87,7 +88,7 @@ fn answer_as_redis_6_0(mut stream: std::net::TcpStream) {
 
 #[tokio::test]
 async fn a_port_without_tls_is_told_from_one_that_is_dead() {
-    let redis = Redis::start();
+    let redis = redis();
     let error = refused(&format!("rediss://{}", redis.address())).await;
     let text = error.to_string();
     assert!(matches!(error, StoreError::Unreachable(_)) && text.contains("TLS port"), "{text}");
@@ -112,7 +113,7 @@ async fn an_authority_that_cannot_be_read_is_named() {
 
 #[tokio::test]
 async fn a_server_that_drops_keys_is_refused_unless_somebody_insists() {
-    let redis = Redis::start_with(&["--maxmemory-policy", "allkeys-lru"]);
+    let redis = redis_with(&["--maxmemory-policy", "allkeys-lru"]);
     let text = refused(&redis.url()).await.to_string();
     assert!(text.contains("allkeys-lru") && text.contains("noeviction"), "{text}");
     let options = Options { eviction: Eviction::Allow, ..Options::default() };
@@ -124,15 +125,15 @@ async fn a_server_that_drops_keys_is_refused_unless_somebody_insists() {
 
 #[tokio::test]
 async fn the_store_of_a_newer_version_is_refused() {
-    let redis = Redis::start();
-    redis.cli(&["HSET", "{windlass}:meta", "version", "7"]);
+    let redis = redis();
+    redis.ask(&["HSET", "{windlass}:meta", "version", "7"]);
     let text = refused(&redis.url()).await.to_string();
     assert!(text.contains("version 7") && text.contains("upgrade"), "{text}");
 }
 
 #[tokio::test]
 async fn a_server_without_persistence_is_reported() {
-    let redis = Redis::start_with(&["--appendonly", "no"]);
+    let redis = redis_with(&["--appendonly", "no"]);
     let store = open(&redis.url()).await;
     let info = store.info().await.expect("the store answers");
     assert!(info.durability.contains("nothing"), "{}", info.durability);
@@ -148,7 +149,7 @@ async fn what_a_store_survives_is_told_by_what_the_server_does() {
         "{}",
         info.durability
     );
-    let always = Redis::start_with(&["--appendfsync", "always"]);
+    let always = redis_with(&["--appendfsync", "always"]);
     let info = open(&always.url()).await.info().await.expect("the store answers");
     assert!(info.durability.contains("power cut (append-only file, synced each time)"), "{}", info.durability);
 }

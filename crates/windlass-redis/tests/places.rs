@@ -5,7 +5,9 @@ mod common;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Redis, claim_one, demand, free_port, node, open, push_of, settled, succeeded, task};
+use common::{
+    Ask as _, PATIENCE, claim_one, demand, free_port, node, open, push_of, redis, redis_with, settled, succeeded, task,
+};
 use windlass_core::backend::{
     Backend, Command as Order, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged, Settlement, Target,
     TaskAction,
@@ -16,6 +18,7 @@ use windlass_core::state::Spent;
 use windlass_core::view::{Filter, NodeInfo, NodePhase, Page};
 use windlass_core::{Due, Envelope, QueueName, State, TaskId, Timestamp, Unique, UniqueKey, Verdict};
 use windlass_redis::RedisStore;
+use windlass_servers::Redis;
 
 /// Every verb of the port once.
 async fn every_verb_works(store: &RedisStore) {
@@ -94,24 +97,24 @@ async fn every_verb_works(store: &RedisStore) {
 
 #[tokio::test]
 async fn a_server_with_functions_is_used_through_functions() {
-    let redis = Redis::start();
+    let redis = redis();
     every_verb_works(&open(&redis.url()).await).await;
-    assert!(redis.cli(&["FUNCTION", "LIST"]).contains("windlass_"));
+    assert!(redis.ask(&["FUNCTION", "LIST"]).contains("windlass_"));
 }
 
 #[tokio::test]
 async fn a_user_that_may_not_define_functions_uses_scripts() {
-    let redis = Redis::start();
-    redis.cli(&["ACL", "SETUSER", "plain", "on", ">pw", "~*", "&*", "+@all", "-function", "-fcall"]);
+    let redis = redis();
+    redis.ask(&["ACL", "SETUSER", "plain", "on", ">pw", "~*", "&*", "+@all", "-function", "-fcall"]);
     every_verb_works(&open(&format!("redis://plain:pw@{}", redis.address())).await).await;
-    assert!(!redis.cli(&["FUNCTION", "LIST"]).contains("windlass_"));
+    assert!(!redis.ask(&["FUNCTION", "LIST"]).contains("windlass_"));
 }
 
 #[tokio::test]
 async fn a_user_with_the_rights_of_one_namespace_can_do_everything_in_it() {
-    let redis = Redis::start();
+    let redis = redis();
     let rights = ["~{mine}:*", "&{mine}:*", "+@all", "-@admin", "+info"];
-    redis.cli(&[&["ACL", "SETUSER", "tenant", "on", ">pw"], rights.as_slice()].concat());
+    redis.ask(&[&["ACL", "SETUSER", "tenant", "on", ">pw"], rights.as_slice()].concat());
     let location = format!("redis://tenant:pw@{}?namespace=mine", redis.address());
     let location = location.parse().expect("a URL");
     let store = RedisStore::open(location, windlass_redis::Options::default()).await.expect("it has the rights");
@@ -120,10 +123,10 @@ async fn a_user_with_the_rights_of_one_namespace_can_do_everything_in_it() {
 
 #[tokio::test]
 async fn a_cluster_is_used_through_the_node_that_has_the_namespace() {
-    let redis = Redis::start_with(&["--cluster-enabled", "yes"]);
-    redis.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    let redis = redis_with(&["--cluster-enabled", "yes"]);
+    redis.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     let began = Instant::now();
-    while !redis.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok") {
+    while !redis.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok") {
         assert!(began.elapsed() < PATIENCE, "the cluster is ready");
         // tidy: allow(sleep): a cluster that comes up tells nobody
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -133,13 +136,13 @@ async fn a_cluster_is_used_through_the_node_that_has_the_namespace() {
 
 #[tokio::test]
 async fn a_cluster_of_two_nodes_names_the_right_one() {
-    let nodes = [0, 1].map(|_| Redis::start_with(&["--cluster-enabled", "yes"]));
-    nodes[0].cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "8191"]);
-    nodes[1].cli(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]);
+    let nodes = [0, 1].map(|_| redis_with(&["--cluster-enabled", "yes"]));
+    nodes[0].ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "8191"]);
+    nodes[1].ask(&["CLUSTER", "ADDSLOTSRANGE", "8192", "16383"]);
     let port = nodes[1].address().port().to_string();
-    nodes[0].cli(&["CLUSTER", "MEET", "127.0.0.1", &port]);
+    nodes[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &port]);
     let began = Instant::now();
-    while !nodes.iter().all(|node| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")) {
+    while !nodes.iter().all(|node| node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok")) {
         assert!(began.elapsed() < PATIENCE, "the cluster is ready");
         // tidy: allow(sleep): a cluster that comes up tells nobody
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -154,7 +157,7 @@ async fn a_cluster_of_two_nodes_names_the_right_one() {
 
 #[tokio::test]
 async fn the_primary_is_found_by_its_sentinel() {
-    let redis = Redis::start();
+    let redis = redis();
     let sentinel = Sentinel::of(&redis);
     every_verb_works(&open(&format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port)).await).await;
     let text = common::refused(&format!("redis+sentinel://127.0.0.1:{}/other", sentinel.port)).await.to_string();
@@ -165,7 +168,7 @@ async fn the_primary_is_found_by_its_sentinel() {
 async fn a_socket_of_this_machine_is_a_way_to_the_server() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = folder.path().join("redis.sock");
-    let _redis = Redis::start_with(&["--unixsocket", &socket.display().to_string()]);
+    let _redis = redis_with(&["--unixsocket", &socket.display().to_string()]);
     every_verb_works(&open(&format!("redis+unix://{}", socket.display())).await).await;
 }
 
@@ -182,7 +185,7 @@ async fn tls_is_verified_by_the_authority_that_the_url_names() {
         ["--tls-ca-cert-file", &file("ca.pem")],
         ["--tls-auth-clients", "no"],
     ];
-    let _redis = Redis::start_with(options.as_flattened());
+    let _redis = redis_with(options.as_flattened());
     let url = format!("rediss://localhost:{tls_port}?namespace=tls&ca={}", file("ca.pem"));
     let location: windlass_redis::Location = url.parse().expect("a URL");
     let store = RedisStore::open(location, windlass_redis::Options::default()).await;
@@ -208,10 +211,10 @@ fn make_certificates(folder: &std::path::Path) {
 
 #[tokio::test]
 async fn namespaces_and_databases_do_not_see_each_other() {
-    let redis = Redis::start();
+    let redis = redis();
     let one = open(&redis.url()).await;
     let other = open(&redis.url()).await;
-    let third = open(&format!("{}/3", redis.url())).await;
+    let third = open(&format!("redis://{}/3", redis.address())).await;
     one.push(&push_of([task("work")])).await.expect("the store answers");
     for store in [&other, &third] {
         assert!(store.claim(&demand(1, Duration::ZERO)).await.expect("the store answers").is_empty());

@@ -1,4 +1,4 @@
-//! A private Redis (or Valkey), with its append-only log on: what it answered is there again after it was killed.
+//! A private Redis (or Valkey), with its append-only log on.
 
 use std::fmt::Write as _;
 use std::io::{self, BufReader, Write as _};
@@ -23,8 +23,9 @@ const PORT_ATTEMPTS: u32 = 5;
 
 /// When the server syncs its append-only log to the disk.
 ///
-/// Either way a write is in the log before it is answered, so a killed server loses nothing; a machine that loses its
-/// power loses what was not synced.
+/// A machine that loses its power loses what was not synced. A killed server mostly loses nothing, as its writes are with the
+/// kernel; but with [`Aof::EverySec`] it puts its writes off while a sync takes long, and what it has answered in up to two
+/// seconds is gone. A test that kills a busy server takes [`Aof::Always`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aof {
     /// Every second.
