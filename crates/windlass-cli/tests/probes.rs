@@ -75,7 +75,10 @@ fn a_worker_that_takes_no_tasks_is_not_ready_and_lives() {
     assert_eq!(house.run(&["node", "resume", "w1"]).code, 0);
     until(&address, "/readyz", 200);
     house.run(&["enqueue", "sleep", "--arg", "duration=10s"]);
-    while house.json(&["task", "ls", "-q", "state:running"])["tasks"].as_array().is_none_or(Vec::is_empty) {}
+    let began = Instant::now();
+    while house.json(&["task", "ls", "-q", "state:running"])["tasks"].as_array().is_none_or(Vec::is_empty) {
+        assert!(began.elapsed() < PATIENCE, "the task has not begun");
+    }
     worker.signal("TERM");
     assert!(until(&address, "/readyz", 503).contains("it finishes what it has"));
     assert_eq!(get(&address, "/livez").0, 200);

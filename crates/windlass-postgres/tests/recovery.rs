@@ -243,6 +243,30 @@ async fn many_tasks_leave_no_bloat() {
 }
 
 #[tokio::test]
+async fn the_hot_tables_are_vacuumed_when_very_many_settles_were_made() {
+    let schema = Schema::new();
+    let store = store(&schema).await;
+    let vacuumed = || async {
+        let sql = format!(
+            "SELECT coalesce(min(vacuum_count), 0)::bigint FROM pg_stat_user_tables \
+             WHERE schemaname = '{}' AND relname IN ('live', 'delta')",
+            schema.name()
+        );
+        client().await.query_one(&sql, &[]).await.expect("a count").get::<_, i64>(0) > 0
+    };
+    store.push(&push(vec![task()])).await.expect("pushed");
+    let claims = store.claim(&demand(1)).await.expect("claimed");
+    let again = vec![succeeded(&claims[0]); 1_000];
+    store.tick(&demand(1).node).await.expect("ticked");
+    for _ in 0..50 {
+        store.settle(&again).await.expect("settled");
+    }
+    assert!(!vacuumed().await, "nobody has looked after the tables yet");
+    store.tick(&demand(1).node).await.expect("ticked");
+    common::until("the tables are vacuumed", vacuumed).await;
+}
+
+#[tokio::test]
 async fn days_of_which_nothing_is_kept_are_dropped_whole() {
     use windlass_core::{Clock, Timestamp};
     let schema = Schema::new();

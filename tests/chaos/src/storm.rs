@@ -113,7 +113,7 @@ impl Storm {
         }
         let ids = runtime.block_on(pushing)??;
         let took = began.elapsed();
-        let report = weather.end(fleet, took)?;
+        let report = weather.end(took)?;
         runtime.block_on(compare(&backend, &ids))?;
         let runs = Runs::read(&fleet.ledger())?;
         let missing = runs.missing(self.tasks);
@@ -192,7 +192,7 @@ impl Weather {
     }
 
     /// Ends the workers in order, and says what was in flight at most whenever something was taken away.
-    fn end(mut self, _fleet: &Fleet, took: Duration) -> Result<Report> {
+    fn end(mut self, took: Duration) -> Result<Report> {
         if let Some((index, _)) = self.frozen.take() {
             self.workers[index].thaw()?;
         }
@@ -213,17 +213,19 @@ impl Weather {
     }
 }
 
-fn queue() -> QueueName {
-    QueueName::default()
-}
-
 /// Pushes every task, each batch again and again until the store has said that it has it.
 async fn push_all(backend: Arc<dyn Backend>, tasks: u32) -> Result<Vec<TaskId>> {
     let name = TaskName::known("chaos.count");
     let mut ids = Vec::new();
     for from in (0..tasks).step_by(BATCH) {
         let envelopes = (from..tasks.min(from + BATCH as u32))
-            .map(|number| Ok(Envelope::new(name.clone(), queue(), Args::of(&serde_json::json!({ "number": number }))?)))
+            .map(|number| {
+                Ok(Envelope::new(
+                    name.clone(),
+                    QueueName::default(),
+                    Args::of(&serde_json::json!({ "number": number }))?,
+                ))
+            })
             .collect::<Result<Vec<_>>>()?;
         ids.extend(envelopes.iter().map(|envelope| envelope.id.clone()));
         let push = Push { envelopes, groups: Vec::new() };
