@@ -17,6 +17,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const TRIES: u32 = 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How the names begin that are paused for a moment to tell two stores apart.
+const MARK: &str = "windlass.transfer.";
 
 /// Moves everything from one store to another.
 #[derive(Debug)]
@@ -128,7 +130,7 @@ impl Mover {
     /// Two URLs may lead to one store, and to evict there what was "imported" would lose it. A pause that is given to one
     /// of them and seen in the other tells.
     async fn must_differ(&self) -> Result<(), TransferError> {
-        let mark = TaskName::known(&format!("windlass.transfer.{:016x}", fastrand::u64(..)));
+        let mark = TaskName::known(&format!("{MARK}{:016x}", fastrand::u64(..)));
         let (pause, resume) = (Command::PauseTask(mark.clone()), Command::ResumeTask(mark.clone()));
         from(|| self.from.command(&pause)).await?;
         let seen = to(|| self.to.counts()).await;
@@ -160,7 +162,14 @@ impl Mover {
     async fn copy_pauses(&self, counts: &Counts) -> Result<(), TransferError> {
         let queues = counts.queues.iter().filter(|(_, counts)| counts.paused);
         let queues = queues.map(|(queue, _)| Command::PauseQueue(queue.clone()));
-        let names = counts.paused_tasks.iter().map(|name| Command::PauseTask(name.clone()));
+        // A mark that a killed run has left is no pause of anybody's.
+        let (marks, names): (Vec<_>, Vec<_>) =
+            counts.paused_tasks.iter().cloned().partition(|name| name.as_str().starts_with(MARK));
+        for mark in marks {
+            let resume = Command::ResumeTask(mark);
+            from(|| self.from.command(&resume)).await?;
+        }
+        let names = names.into_iter().map(Command::PauseTask);
         for pause in queues.chain(names) {
             to(|| self.to.command(&pause)).await?;
         }
