@@ -20,6 +20,8 @@ const WORKERS: usize = 3;
 const SLOTS: usize = 32;
 /// Tasks in one push.
 const BATCH: usize = 500;
+/// Workers that are killed at equal steps of the work, beside those that the clock kills: a short run has its share too.
+const KILLS_MIN: u32 = 4;
 /// How long the store may be away while the run itself asks it.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at how far it is.
@@ -82,6 +84,11 @@ impl Storm {
         played.with_context(|| format!("WINDLASS_CHAOS_SEED={}", self.seed))
     }
 
+    /// How many tasks have ended when this one of some equal steps is due, the last of them before the end.
+    fn step(&self, number: u32, of: u32) -> u64 {
+        u64::from(self.tasks) * u64::from(number) / u64::from(of + 1)
+    }
+
     fn play_in(&self, runtime: &tokio::runtime::Runtime, place: &mut Place, fleet: &mut Fleet) -> Result<Report> {
         let kept =
             Retention { finished: Duration::from_secs(86_400), finished_max: 10_000_000, ..Retention::default() };
@@ -91,7 +98,7 @@ impl Storm {
         let began = Instant::now();
         let pushing = runtime.spawn(push_all(Arc::clone(&backend), self.tasks));
         let mut weather = Weather::new(self, fleet)?;
-        let mut next_crash = 1;
+        let (mut next_kill, mut next_crash) = (1, 1);
         loop {
             ensure!(
                 began.elapsed() < self.limit,
@@ -100,8 +107,11 @@ impl Storm {
             );
             weather.turn(fleet)?;
             let counts = runtime.block_on(counts(&backend))?;
-            // At equal steps of the work, while there is some left.
-            let due = u64::from(self.tasks) * u64::from(next_crash) / u64::from(self.crashes + 1);
+            if next_kill <= KILLS_MIN && counts.succeeded >= self.step(next_kill, KILLS_MIN) {
+                weather.kill_one(fleet)?;
+                next_kill += 1;
+            }
+            let due = self.step(next_crash, self.crashes);
             if place.has_server() && next_crash <= self.crashes && counts.succeeded >= due {
                 place.crash(Duration::from_millis(weather.dice.u64(0..1_500)))?;
                 weather.crashed += 1;
@@ -184,10 +194,22 @@ impl Weather {
             self.frozen = Some((index, Instant::now() + Duration::from_millis(self.dice.u64(200..8_000))));
             self.froze += 1;
         } else {
-            let fresh = fleet.worker(&[])?;
-            std::mem::replace(&mut self.workers[index], fresh).kill()?;
-            self.killed += 1;
+            self.kill(index, fleet)?;
         }
+        Ok(())
+    }
+
+    /// Kills a worker that is not frozen.
+    fn kill_one(&mut self, fleet: &mut Fleet) -> Result<()> {
+        let frozen = self.frozen.map(|(index, _)| index);
+        let index = (0..WORKERS).find(|index| Some(*index) != frozen).unwrap_or(0);
+        self.kill(index, fleet)
+    }
+
+    fn kill(&mut self, index: usize, fleet: &mut Fleet) -> Result<()> {
+        let fresh = fleet.worker(&[])?;
+        std::mem::replace(&mut self.workers[index], fresh).kill()?;
+        self.killed += 1;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ struct Count {
 async fn count(task: Count, cx: Cx<Ledger>) -> Result<u32, TaskError> {
     cx.state().ran(task.number)?;
     // tidy: allow(sleep): this is the work of the task, so that there is always something in flight
-    tokio::time::sleep(Duration::from_millis(2)).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
     Ok(task.number)
 }
 
