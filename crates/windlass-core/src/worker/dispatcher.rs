@@ -293,6 +293,8 @@ impl Dispatcher {
             || free == 0
             || unsettled >= UNSETTLED_MAX
             || self.claim_again.waits()
+            // What ran and could not be settled runs again when this process dies: more must not come on top of it.
+            || self.settle_again.waits()
         {
             return;
         }

@@ -9,6 +9,8 @@ use windlass_testkit::{Faults, FaultyStore};
 
 use crate::rig::{MINUTE, Rig, What, act, app};
 
+/// Slots of the workers of a rig.
+const SLOTS: u64 = 4;
 const DOWN: Faults = Faults { lost_requests: 1.0, ..Faults::NONE };
 
 #[tokio::test(start_paused = true)]
@@ -25,6 +27,33 @@ async fn what_ended_while_the_store_was_down_is_settled_when_it_is_back() {
     line.set(Faults::NONE);
     let record = rig.until(&handle.id, State::Succeeded).await;
     assert_eq!(record.attempt, 1, "it ran once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_settle_waits_to_be_sent_again_takes_nothing_more() {
+    let rig = Rig::new().await;
+    let line = Arc::new(FaultyStore::new(rig.backend.clone(), 1, Faults::NONE));
+    let _worker = rig.worker_over(line.clone() as Arc<dyn Backend>, "w1", app(), |_| {}).await;
+    let first = rig.client.enqueue(act(What::Work(Duration::from_millis(300)))).await.unwrap();
+    rig.until(&first.id, State::Running).await;
+    // The claim for the other slots waits at the store all the time; only the settle fails.
+    line.set(DOWN);
+    // tidy: allow(sleep): simulated time
+    tokio::time::sleep(Duration::from_millis(3_050)).await;
+    line.set(Faults::NONE);
+    let quick = || act(What::Work(Duration::from_millis(10)));
+    rig.client.enqueue_all((0..200).map(|_| quick())).await.unwrap();
+    let mut most = 0;
+    loop {
+        let counts = rig.backend.counts().await.unwrap().total();
+        if counts.live() == 0 {
+            break;
+        }
+        most = most.max(counts.running);
+        // tidy: allow(sleep): simulated time
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(most <= SLOTS, "{most} tasks were held at once");
 }
 
 #[tokio::test(start_paused = true)]

@@ -156,6 +156,9 @@ impl Dispatcher {
             Err(error) => return self.store_failed("tick", error, TICK, now, effects),
         };
         if let Some(since) = self.store_failed_at.take() {
+            // What failed meanwhile need not wait any longer.
+            self.settle_again.worked();
+            self.claim_again.worked();
             effects.push(Effect::Tell(Told::StoreBack { after: now.saturating_duration_since(since) }));
         }
         if ticked.rescued > 0 {
