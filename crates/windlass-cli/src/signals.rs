@@ -36,42 +36,128 @@ impl Stops {
     }
 }
 
-/// Listens for signals until the process ends.
-pub(crate) fn listen(backend: Arc<dyn Backend>, node: NodeId, shutdown: Shutdown) -> Stops {
-    let stops = Stops::default();
-    tokio::spawn(receive(backend, node, shutdown, stops.clone()));
-    stops
+/// The signals of a worker. From when this exists, none of them ends the process by itself.
+///
+/// It is made first of all: process 1 of a container has no default actions, so a signal that comes while the store is
+/// opened would otherwise be ignored.
+#[derive(Debug)]
+pub(crate) struct Signals(Option<Kinds>);
+
+impl Signals {
+    pub(crate) fn catch() -> Self {
+        let kinds = Kinds::catch();
+        if let Err(error) = &kinds {
+            tracing::warn!(
+                event = "signals_unavailable",
+                %error,
+                "signals cannot be received: stop this worker with `node stop`"
+            );
+        }
+        Self(kinds.ok())
+    }
+
+    /// Waits for what must be there before anything runs; `None` when the process was told to stop before.
+    pub(crate) async fn unless_stopped<T>(&mut self, start: impl Future<Output = T>) -> Option<T> {
+        let Some(kinds) = &mut self.0 else { return Some(start.await) };
+        tokio::select! {
+            started = start => Some(started),
+            () = kinds.stopped() => {
+                tracing::info!(event = "signal", "told to stop before it has started");
+                None
+            }
+        }
+    }
+
+    /// Heeds them until the process ends.
+    pub(crate) fn heed(self, backend: Arc<dyn Backend>, node: NodeId, shutdown: Shutdown) -> Stops {
+        let stops = Stops::default();
+        if let Some(kinds) = self.0 {
+            tokio::spawn(heed(kinds, backend, node, shutdown, stops.clone()));
+        }
+        stops
+    }
+}
+
+/// What was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Stop(Exit),
+    Quiet,
+    Dump,
 }
 
 #[cfg(unix)]
-async fn receive(backend: Arc<dyn Backend>, node: NodeId, shutdown: Shutdown, stops: Stops) {
-    use tokio::signal::unix::{SignalKind, signal};
-    // SIGTSTP has no constant in tokio; its number is the same on Linux for every processor but MIPS and SPARC.
-    let tstp = SignalKind::from_raw(if cfg!(any(target_os = "macos", target_os = "freebsd")) { 18 } else { 20 });
-    let kinds =
-        (SignalKind::terminate(), SignalKind::interrupt(), SignalKind::user_defined1(), SignalKind::user_defined2());
-    let (Ok(mut term), Ok(mut int), Ok(mut usr1), Ok(mut usr2), Ok(mut stop)) =
-        (signal(kinds.0), signal(kinds.1), signal(kinds.2), signal(kinds.3), signal(tstp))
-    else {
-        tracing::warn!(event = "signals_unavailable", "signals cannot be received: stop this worker with `node stop`");
-        return;
-    };
-    loop {
+#[derive(Debug)]
+struct Kinds {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+    tstp: tokio::signal::unix::Signal,
+    usr1: tokio::signal::unix::Signal,
+    usr2: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Kinds {
+    fn catch() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        // SIGTSTP has no constant in tokio; its number is the same on Linux for every processor but MIPS and SPARC.
+        let tstp = SignalKind::from_raw(if cfg!(any(target_os = "macos", target_os = "freebsd")) { 18 } else { 20 });
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            tstp: signal(tstp)?,
+            usr1: signal(SignalKind::user_defined1())?,
+            usr2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// The next signal; `None` when none can come any more.
+    async fn next(&mut self) -> Option<Told> {
         tokio::select! {
-            Some(()) = term.recv() => stop_on(&shutdown, &stops, Exit::Terminated),
-            Some(()) = int.recv() => stop_on(&shutdown, &stops, Exit::Interrupted),
-            Some(()) = usr1.recv() => shutdown.begin(ShutdownStep::Quiet),
-            Some(()) = stop.recv() => shutdown.begin(ShutdownStep::Quiet),
-            Some(()) = usr2.recv() => dump(&backend, &node).await,
-            else => return,
+            Some(()) = self.term.recv() => Some(Told::Stop(Exit::Terminated)),
+            Some(()) = self.int.recv() => Some(Told::Stop(Exit::Interrupted)),
+            Some(()) = self.tstp.recv() => Some(Told::Quiet),
+            Some(()) = self.usr1.recv() => Some(Told::Quiet),
+            Some(()) = self.usr2.recv() => Some(Told::Dump),
+            else => None,
         }
     }
 }
 
 #[cfg(not(unix))]
-async fn receive(_: Arc<dyn Backend>, _: NodeId, shutdown: Shutdown, stops: Stops) {
-    while tokio::signal::ctrl_c().await.is_ok() {
-        stop_on(&shutdown, &stops, Exit::Interrupted);
+#[derive(Debug)]
+struct Kinds;
+
+#[cfg(not(unix))]
+impl Kinds {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) -> Option<Told> {
+        tokio::signal::ctrl_c().await.ok().map(|()| Told::Stop(Exit::Interrupted))
+    }
+}
+
+impl Kinds {
+    async fn stopped(&mut self) {
+        loop {
+            match self.next().await {
+                Some(Told::Stop(_)) => return,
+                Some(Told::Quiet | Told::Dump) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+async fn heed(mut kinds: Kinds, backend: Arc<dyn Backend>, node: NodeId, shutdown: Shutdown, stops: Stops) {
+    while let Some(told) = kinds.next().await {
+        match told {
+            Told::Stop(exit) => stop_on(&shutdown, &stops, exit),
+            Told::Quiet => shutdown.begin(ShutdownStep::Quiet),
+            Told::Dump => dump(&backend, &node).await,
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::ledger::LEDGER;
@@ -12,8 +13,11 @@ use crate::ledger::LEDGER;
 /// What a process needs of the environment to run at all.
 const KEPT: [&str; 3] = ["PATH", "HOME", "TMPDIR"];
 
+/// A worker that is not ready by then never will be.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
 /// The exit code of a program whose store does not answer.
-const NO_STORE: i32 = 5;
+pub(crate) const NO_STORE: i32 = 5;
 
 /// Starts workers on one store, which write into one ledger.
 #[derive(Debug)]
@@ -112,11 +116,20 @@ impl Worker {
         self.signal(Signal::CONT)
     }
 
-    /// SIGTERM, and waits for its exit code.
+    /// SIGTERM once it is ready, and waits for its exit code. Before that it does not heed signals: they just end it.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it is not there, or does not get ready.
     pub fn end(mut self) -> Result<Option<i32>> {
+        let began = Instant::now();
+        while !self.log_text().contains("\"event\":\"worker_ready\"") {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.code());
+            }
+            ensure!(began.elapsed() < READY_WITHIN, "a worker does not get ready: {}", self.log_text());
+            // tidy: allow(sleep): the pause between two looks at another process
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.signal(Signal::TERM)?;
         Ok(self.child.wait()?.code())
     }

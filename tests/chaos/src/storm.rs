@@ -11,7 +11,7 @@ use windlass::backend::{BATCH_MAX, Push};
 use windlass::view::{QueueCounts, Retention};
 use windlass::{Args, Backend, ConnectOptions, Envelope, QueueName, State, StoreError, TaskId, TaskName};
 
-use crate::fleet::{Fleet, Worker};
+use crate::fleet::{Fleet, NO_STORE, Worker};
 use crate::ledger::Runs;
 use crate::place::{Place, Store};
 
@@ -220,7 +220,7 @@ impl Weather {
         }
         for worker in self.workers {
             let code = worker.end()?;
-            ensure!(code == Some(0), "a worker does not end in order, but with {code:?}");
+            ensure!(matches!(code, Some(0 | NO_STORE)), "a worker does not end in order, but with {code:?}");
         }
         let of_one = u64::from(self.killed + self.froze) * SLOTS as u64;
         let of_all = u64::from(self.crashed) * (SLOTS * WORKERS) as u64;

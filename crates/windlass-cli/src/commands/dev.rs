@@ -11,10 +11,10 @@ use windlass::worker::{Shutdown, ShutdownStep};
 use super::worker::{Role, WorkFlags, node_name, run_node, settings_of, start_logs};
 use crate::args::Global;
 use crate::context::Context;
-use crate::exit::Outcome;
+use crate::exit::{Exit, Outcome};
 use crate::program::Program;
 use crate::settings::{self, Override};
-use crate::signals;
+use crate::signals::Signals;
 
 /// A compiler writes a program in pieces: it is whole when nothing has changed for one more look.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -48,9 +48,12 @@ pub(crate) async fn run(global: &Global, args: Args, program: Program) -> Outcom
     }
     let node = node_name(context.loaded.config.worker.node.as_ref())?;
     start_logs(&context, &node);
-    let backend = context.store_of_node().await?;
+    let mut signals = Signals::catch();
+    let Some(backend) = signals.unless_stopped(context.store_of_node()).await.transpose()? else {
+        return Ok(Exit::Ok);
+    };
     let shutdown = Shutdown::new();
-    let stops = signals::listen(Arc::clone(&backend), node.clone(), shutdown.clone());
+    let stops = signals.heed(Arc::clone(&backend), node.clone(), shutdown.clone());
     // Both are remembered before they can change: the path of a program that is replaced is gone.
     let program_file = std::env::current_exe()?;
     let reload = args.reload.then(|| {

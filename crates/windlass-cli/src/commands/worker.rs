@@ -15,7 +15,7 @@ use crate::parent::{self, Parent};
 use crate::probes::Probes;
 use crate::program::Program;
 use crate::settings::{self, Override, shown_store};
-use crate::signals;
+use crate::signals::Signals;
 
 /// The heaviest queue, when earlier queues come first.
 const WEIGHT_FIRST: u32 = windlass::worker::WEIGHT_MAX;
@@ -172,12 +172,15 @@ pub(crate) async fn all(global: &Global, args: AllArgs, program: Program) -> Out
 async fn start(context: Context, role: Role, parent: Parent) -> Outcome {
     let node = node_name(context.loaded.config.worker.node.as_ref())?;
     start_logs(&context, &node);
-    let backend = context.store_of_node().await?;
+    let mut signals = Signals::catch();
+    let Some(backend) = signals.unless_stopped(context.store_of_node()).await.transpose()? else {
+        return Ok(Exit::Ok);
+    };
     let shutdown = Shutdown::new();
     if parent == Parent::HoldsStdin {
         parent::end_with_stdin(shutdown.clone());
     }
-    let stops = signals::listen(Arc::clone(&backend), node.clone(), shutdown.clone());
+    let stops = signals.heed(Arc::clone(&backend), node.clone(), shutdown.clone());
     let settings = settings_of(&context.loaded.config.worker, node, role);
     run_node(context, backend, settings, shutdown).await?;
     Ok(stops.exit())
