@@ -8,7 +8,7 @@
 //!
 //! Where to look: `schema` tables and migrations; `open` the path and the threads; `writer`, `tx`, `statements` what a transaction is;
 //! `push`, `claim`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules`, `transfer` one verb each; `read`, `listing`, `info`
-//! what people see; `wake` waiting, `log_watch` what the kernel tells of others; `file` the file under us; `errors` what SQLite's errors mean.
+//! what people see; `join` pushes in a transaction of yours; `wake` waiting, `log_watch` what the kernel tells of others; `file` the file under us; `errors` what SQLite's errors mean.
 //!
 //! # What was measured
 //!
@@ -40,6 +40,7 @@ mod file;
 mod fleet;
 mod flow;
 mod info;
+mod join;
 mod listing;
 mod log_watch;
 mod open;
@@ -67,6 +68,7 @@ use windlass_core::time::LeaseGuard;
 use windlass_core::view::{Check, Retention};
 use windlass_core::{Clock, StoreError};
 
+pub use join::push_in;
 pub use open::{Durability, Migrations, NetworkFiles, Options};
 pub use schema::{Pending, SCHEMA_VERSION};
 
