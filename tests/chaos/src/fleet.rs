@@ -58,14 +58,27 @@ impl Fleet {
     /// # Errors
     /// When the program cannot be started.
     pub fn worker(&mut self, arguments: &[&str]) -> Result<Worker> {
+        let slots = self.slots.to_string();
+        self.start(&[&["worker", "--lease", "5s", "--slots", &slots], arguments].concat())
+    }
+
+    /// Starts a node that only fires schedules.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn scheduler(&mut self) -> Result<Worker> {
+        self.start(&["scheduler"])
+    }
+
+    fn start(&mut self, arguments: &[&str]) -> Result<Worker> {
         self.started += 1;
         let name = format!("w{}", self.started);
         let log = self.folder.path().join(format!("{name}.log"));
         let output = File::create(&log)?;
         let errors = output.try_clone()?;
         let child = Command::new(&self.program)
-            .args(["worker", "--name", &name, "--lease", "5s", "--slots", &self.slots.to_string()])
             .args(arguments)
+            .args(["--name", &name])
             .current_dir(self.folder.path())
             .env_clear()
             .envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))

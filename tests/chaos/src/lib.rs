@@ -18,4 +18,4 @@ mod storm;
 pub use fleet::{Fleet, Worker};
 pub use ledger::{LEDGER, Ledger, Runs};
 pub use place::{Place, Store};
-pub use storm::{Report, Storm};
+pub use storm::{Report, Storm, seed};

@@ -59,12 +59,20 @@ pub struct Report {
     pub took: Duration,
 }
 
+/// What decides when what happens: set in the environment to repeat a run, drawn otherwise.
+pub fn seed() -> u64 {
+    set("WINDLASS_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..))
+}
+
+fn set(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
 impl Storm {
     /// The run of every test: its size and its seed may be set in the environment.
     pub fn usual(store: Store) -> Self {
-        let set = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
         let tasks = set("WINDLASS_CHAOS_TASKS").and_then(|tasks| u32::try_from(tasks).ok()).unwrap_or(6_000);
-        let seed = set("WINDLASS_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
+        let seed = seed();
         println!("{store}: {tasks} tasks, WINDLASS_CHAOS_SEED={seed}");
         Self { store, tasks, seed, crashes: 2, limit: Duration::from_secs(180 + u64::from(tasks) / 100) }
     }
