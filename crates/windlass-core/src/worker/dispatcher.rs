@@ -196,6 +196,11 @@ impl Backoff {
         *self = Self::default();
     }
 
+    /// The store answers somebody: the next try need not wait. Should it fail, the wait after it is as long as ever.
+    fn try_now(&mut self) {
+        self.until = None;
+    }
+
     /// A wait that is over must not wake the worker again.
     fn look_at_the_time(&mut self, now: Instant) {
         self.until = self.until.filter(|until| *until > now);

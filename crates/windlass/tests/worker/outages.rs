@@ -30,6 +30,25 @@ async fn what_ended_while_the_store_was_down_is_settled_when_it_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_tick_after_an_outage_ends_the_wait_of_a_settle() {
+    let rig = Rig::new().await;
+    let line = Arc::new(FaultyStore::new(rig.backend.clone(), 1, Faults::NONE));
+    let _worker = rig.worker_over(line.clone() as Arc<dyn Backend>, "w1", app(), |_| {}).await;
+    // By then the settle is tried every five seconds, and a tick every second.
+    for outage_secs in 10..16 {
+        let handle = rig.client.enqueue(act(What::Work(Duration::from_secs(1)))).await.unwrap();
+        rig.until(&handle.id, State::Running).await;
+        line.set(DOWN);
+        // tidy: allow(sleep): simulated time
+        tokio::time::sleep(Duration::from_secs(outage_secs)).await;
+        line.set(Faults::NONE);
+        let back = tokio::time::Instant::now();
+        rig.until(&handle.id, State::Succeeded).await;
+        assert!(back.elapsed() <= Duration::from_millis(1_200), "{:?} after {outage_secs} s", back.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_whose_settle_waits_to_be_sent_again_takes_nothing_more() {
     let rig = Rig::new().await;
     let line = Arc::new(FaultyStore::new(rig.backend.clone(), 1, Faults::NONE));

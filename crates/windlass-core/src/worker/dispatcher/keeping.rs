@@ -157,8 +157,8 @@ impl Dispatcher {
         };
         if let Some(since) = self.store_failed_at.take() {
             // What failed meanwhile need not wait any longer.
-            self.settle_again.worked();
-            self.claim_again.worked();
+            self.settle_again.try_now();
+            self.claim_again.try_now();
             effects.push(Effect::Tell(Told::StoreBack { after: now.saturating_duration_since(since) }));
         }
         if ticked.rescued > 0 {
