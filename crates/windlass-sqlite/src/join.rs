@@ -14,7 +14,7 @@ use crate::statements::Statements;
 use crate::tx::{Memory, Tx};
 
 /// Stores tasks and groups in the caller's transaction: they are there when it commits, and never were when it rolls back.
-/// Workers of every process hear of them with the commit, within milliseconds.
+/// Workers of every process hear of them with the commit.
 ///
 /// The answers are in the order of the envelopes. Begin the transaction with
 /// [`TransactionBehavior::Immediate`](rusqlite::TransactionBehavior::Immediate): one that has read before it writes is refused
@@ -61,7 +61,7 @@ pub fn push_in(transaction: &Transaction<'_>, push: &Push) -> Result<Vec<Pushed>
         }
         pushed
     };
-    attempt().map_err(|fault| fault.into_store_error(Path::new(&path)))
+    attempt().map_err(|fault| explained(fault).into_store_error(Path::new(&path)))
 }
 
 fn push_on(transaction: &Transaction<'_>, push: &Push, path: &Path) -> Result<Vec<Pushed>, Fault> {
@@ -83,7 +83,24 @@ fn push_on(transaction: &Transaction<'_>, push: &Push, path: &Path) -> Result<Ve
     for group in &push.groups {
         push::create_group(&mut tx, &PreparedGroup::of(group))?;
     }
-    let pushed = push.envelopes.iter().map(|envelope| push::push(&mut tx, &NewTask::of(envelope))).collect();
+    let answers = push.envelopes.iter().map(|envelope| push::push(&mut tx, &NewTask::of(envelope)));
+    let pushed = answers.collect::<Result<Vec<_>, _>>()?;
     tx.flush()?;
-    pushed
+    Ok(pushed)
+}
+
+/// What SQLite means by busy when no patience would help.
+fn explained(fault: Fault) -> Fault {
+    match fault {
+        Fault::Sql(rusqlite::Error::SqliteFailure(failure, _))
+            if failure.extended_code == rusqlite::ffi::SQLITE_BUSY_SNAPSHOT =>
+        {
+            Fault::Store(StoreError::Busy(
+                "the transaction has read and others have written since; \
+                 roll it back, and begin it with `TransactionBehavior::Immediate`"
+                    .to_owned(),
+            ))
+        }
+        other => other,
+    }
 }

@@ -118,6 +118,21 @@ async fn a_push_that_fails_leaves_the_transaction_as_it_was() {
     assert_eq!(orders, 1);
 }
 
+#[tokio::test]
+async fn a_transaction_that_read_before_others_wrote_is_told_how_to_begin() {
+    let place = place();
+    let store = open(&place.file);
+    let mut db = application(&place.file);
+    let transaction = db.transaction().expect("a transaction");
+    let orders: i64 = transaction.query_row("SELECT count(*) FROM orders", [], |row| row.get(0)).expect("counted");
+    assert_eq!(orders, 0);
+    common::push(&store, vec![task()]).await;
+    let error = push_in(&transaction, &of(vec![task()])).expect_err("refused");
+    assert!(matches!(&error, StoreError::Busy(text) if text.contains("TransactionBehavior::Immediate")), "{error}");
+    transaction.rollback().expect("rolled back");
+    assert_eq!(store.counts().await.expect("counts").total().ready, 1);
+}
+
 #[test]
 fn a_push_that_breaks_a_limit_or_finds_no_store_is_refused() {
     let place = place();
