@@ -129,7 +129,7 @@ impl Worker {
         self.signal(Signal::CONT)
     }
 
-    /// SIGTERM once it is ready, and waits for its exit code. Before that it does not heed signals: they just end it.
+    /// SIGTERM once it is ready, and waits for its exit code. A process that has only just begun would die of it.
     ///
     /// # Errors
     /// When it is not there, or does not get ready.

@@ -228,6 +228,7 @@ impl Weather {
         }
         for worker in self.workers {
             let code = worker.end()?;
+            // One that began while the server was away has left: nobody has looked after it since.
             ensure!(matches!(code, Some(0 | NO_STORE)), "a worker does not end in order, but with {code:?}");
         }
         let of_one = u64::from(self.killed + self.froze) * SLOTS as u64;
