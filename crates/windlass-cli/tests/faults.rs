@@ -100,3 +100,17 @@ fn a_worker_whose_stopped_process_goes_on_settles_nothing_twice() {
     assert_eq!((record["attempt"].as_u64(), record["node"].as_str()), (Some(2), Some("w2")));
     assert_eq!(house.json(&["queue", "show", "default"])["succeeded"], 1);
 }
+
+#[test]
+fn a_worker_that_is_told_to_stop_before_its_store_has_opened_ends_in_order() {
+    let house = House::empty();
+    // A server that takes the connection and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("redis://{}", silent.local_addr().expect("it is bound"));
+    let worker = house.starting_worker("w1", &["--store", &url]);
+    let _connected = silent.accept().expect("the worker connects");
+    worker.signal("TERM");
+    let began = std::time::Instant::now();
+    assert_eq!(worker.end(), Some(0));
+    assert!(began.elapsed() < std::time::Duration::from_secs(3), "it has waited for the store: {:?}", began.elapsed());
+}
