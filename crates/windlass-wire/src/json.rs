@@ -1,0 +1,171 @@
+//! JSON as Python reads and writes it.
+//!
+//! Python accepts and produces `NaN`, `Infinity` and `-Infinity`, which JSON does not have: they are read as `null` and
+//! never written. It writes a space after `,` and `:` and escapes what is not ASCII; [`python_text`] does the same, so that
+//! a frame of ours is the frame that a Python client would have sent, byte for byte.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+use windlass_core::Json;
+
+use crate::error::Malformed;
+
+/// The largest body that is read, in bytes, after it was decompressed.
+pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Checks that bytes from outside are text of an acceptable size.
+pub(crate) fn text<'b>(part: &'static str, bytes: &'b [u8], max: usize) -> Result<&'b str, Malformed> {
+    if bytes.len() > max {
+        return Err(Malformed::TooLarge { part, size: bytes.len(), max });
+    }
+    std::str::from_utf8(bytes).map_err(|error| Malformed::damaged(part, format_args!("not UTF-8: {error}")))
+}
+
+/// One JSON value from outside, with its depth checked.
+pub(crate) fn value(part: &'static str, text: &str) -> Result<Json, Malformed> {
+    Json::parse(&without_non_finite(text)).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
+}
+
+/// Reads JSON from outside as a type.
+pub(crate) fn typed<T: DeserializeOwned>(part: &'static str, text: &str) -> Result<T, Malformed> {
+    let text = without_non_finite(text);
+    serde_json::from_str(&text).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
+}
+
+/// Reads a JSON object from outside as a type. An array is no object, though a derived reader would take it for one.
+pub(crate) fn object<T: DeserializeOwned>(part: &'static str, text: &str) -> Result<T, Malformed> {
+    check_object(part, text)?;
+    typed(part, text)
+}
+
+/// Refuses JSON that is no object.
+pub(crate) fn check_object(part: &'static str, text: &str) -> Result<(), Malformed> {
+    match text.trim_ascii_start().as_bytes().first() {
+        Some(b'[' | b'"' | b'0'..=b'9' | b'-' | b't' | b'f' | b'n') if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
+            Err(Malformed::shape(part, "a JSON object"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Replaces Python's numbers that JSON does not have by `null`. Borrows when there are none, which is nearly always.
+fn without_non_finite(text: &str) -> Cow<'_, str> {
+    if !text.contains("NaN") && !text.contains("Infinity") {
+        return Cow::Borrowed(text);
+    }
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(['"', 'N', 'I', '-']) {
+        let (before, from) = rest.split_at(at);
+        clean.push_str(before);
+        let taken = if from.starts_with('"') {
+            let end = string_end(from);
+            clean.push_str(&from[..end]);
+            end
+        } else if let Some(word) = ["NaN", "-Infinity", "Infinity"].into_iter().find(|word| from.starts_with(word)) {
+            clean.push_str("null");
+            word.len()
+        } else {
+            clean.push_str(&from[..1]);
+            1
+        };
+        rest = &from[taken..];
+    }
+    clean.push_str(rest);
+    Cow::Owned(clean)
+}
+
+/// The length of the JSON string that `text` begins with, quotes included; all of it when the string does not end.
+fn string_end(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The same JSON as Python's `json.dumps` writes it: `", "`, `": "`, and `\uXXXX` for what is not ASCII.
+///
+/// Works on tokens, so that numbers keep every digit and keys keep their order. Takes valid JSON.
+pub(crate) fn python_text(json: &str) -> String {
+    let mut out = String::with_capacity(json.len() + json.len() / 8);
+    let mut rest = json;
+    while let Some(char) = rest.chars().next() {
+        let taken = match char {
+            '"' => {
+                let end = string_end(rest);
+                push_ascii(&mut out, &rest[..end]);
+                end
+            }
+            ',' | ':' => {
+                out.push(char);
+                out.push(' ');
+                1
+            }
+            char if char.is_ascii_whitespace() => 1,
+            char => {
+                out.push(char);
+                char.len_utf8()
+            }
+        };
+        rest = &rest[taken..];
+    }
+    out
+}
+
+fn push_ascii(out: &mut String, text: &str) {
+    for char in text.chars() {
+        if char.is_ascii() {
+            out.push(char);
+        } else {
+            for unit in char.encode_utf16(&mut [0; 2]) {
+                // Writing to a string cannot fail.
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        }
+    }
+}
+
+/// A JSON string, without escapes for what is not ASCII.
+pub(crate) fn quoted(text: &str) -> String {
+    serde_json::to_string(text).unwrap_or_else(|_| String::from("\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_json_does_not_have_are_read_as_null() {
+        let read = value("body", r#"[NaN, -Infinity, Infinity, "NaN \" Infinity", -1, {"N": "I"}]"#).unwrap();
+        assert_eq!(read.as_str(), r#"[null, null, null, "NaN \" Infinity", -1, {"N": "I"}]"#);
+        assert!(value("body", "[NaNaN]").is_err());
+        assert!(value("body", "\"NaN").is_err());
+    }
+
+    #[test]
+    fn text_is_written_as_python_writes_it() {
+        for (json, python) in [
+            (r#"{"a":[1,2.50,"x,y: z"],"b":null}"#, r#"{"a": [1, 2.50, "x,y: z"], "b": null}"#),
+            ("[\"\u{43f} \u{1f680}\\n\"]", r#"["\u043f \ud83d\ude80\n"]"#),
+            ("[123456789012345678901234567890]", "[123456789012345678901234567890]"),
+            ("{ \"a\" : 1 }", r#"{"a": 1}"#),
+        ] {
+            assert_eq!(python_text(json), python);
+            assert_eq!(python_text(python), python, "twice changes nothing");
+        }
+    }
+
+    #[test]
+    fn a_body_at_its_limit_is_read_and_one_over_is_not() {
+        assert!(text("body", &[b'1'; 10], 10).is_ok());
+        assert_eq!(text("body", &[b'1'; 11], 10), Err(Malformed::TooLarge { part: "body", size: 11, max: 10 }));
+    }
+}

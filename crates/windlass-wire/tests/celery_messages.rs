@@ -1,0 +1,355 @@
+//! Every recorded task message is read as the task that it asks for, and written as an equivalent frame.
+
+mod common;
+
+use common::{Vector, amqp_frames, bytes, masked, message_frame, parsed, vector, vectors};
+use serde_json::{Value, json};
+use windlass_core::{Due, QueueName, Timestamp};
+use windlass_wire::celery::{Broker, Message, Protocol, Reading, Request, Sending};
+use windlass_wire::{Frame, Malformed, kombu};
+
+/// Messages that are not JSON.
+const REFUSED: &str = "pickle-body";
+
+fn messages() -> Vec<(String, Broker, Frame)> {
+    let mut all = Vec::new();
+    for Vector { name, data } in vectors("celery", "msg-") {
+        let broker = if name.contains("redis") { Broker::Redis } else { Broker::Amqp };
+        for message in data["messages"].as_array().unwrap() {
+            all.push((name.clone(), broker, message_frame(message)));
+        }
+    }
+    all.push(("beat-message".to_owned(), Broker::Redis, message_frame(&vector("celery", "beat-message"))));
+    all
+}
+
+fn decode(frame: &Frame) -> Message {
+    Message::decode(frame, &Reading::default()).unwrap()
+}
+
+fn message(name: &str) -> Message {
+    decode(&message_frame(&vector("celery", name)["messages"][0]))
+}
+
+/// Headers and properties whose absence means `null` or a default.
+fn with_defaults(headers: &Value) -> Value {
+    let mut headers = headers.clone();
+    headers.as_object_mut().unwrap().remove("compression");
+    for time in ["eta", "expires"] {
+        if let Some(text) = headers[time].as_str() {
+            let at = windlass_wire::celery::parse_time("time", text, &jiff::tz::TimeZone::UTC).unwrap();
+            headers[time] = json!(at.to_string());
+        }
+    }
+    headers
+}
+
+/// An empty list of signatures is `null` or `[]`.
+fn body(bytes: &[u8]) -> Value {
+    let mut body = parsed(bytes);
+    if body[2]["chain"] == json!([]) {
+        body[2]["chain"] = Value::Null;
+    }
+    body
+}
+
+#[test]
+fn every_message_is_written_as_an_equivalent_frame() {
+    let mut count = 0;
+    for (name, _, frame) in messages() {
+        if name.ends_with(REFUSED) {
+            continue;
+        }
+        let message = decode(&frame);
+        let sending = Sending {
+            exchange: &frame.properties.exchange,
+            routing_key: &frame.properties.routing_key,
+            delivery_tag: frame.properties.delivery_tag.as_deref(),
+            now: Timestamp::from_secs(1_795_000_000),
+        };
+        let again = message.frame(&sending);
+        if message.request.protocol == Protocol::One {
+            assert_eq!(decode(&again).args, message.args, "{name}");
+            continue;
+        }
+        assert_eq!(with_defaults(&json!(again.headers)), with_defaults(&json!(frame.headers)), "{name}");
+        let properties =
+            windlass_wire::Properties { expiration: frame.properties.expiration.clone(), ..again.properties.clone() };
+        assert_eq!(properties, frame.properties, "{name}");
+        assert_eq!(again.properties.expiration.is_some(), frame.properties.expiration.is_some(), "{name}");
+        if !name.ends_with("zlib") {
+            assert_eq!(body(&again.body), body(&frame.body), "{name}");
+            if message.request.canvas.is_empty() {
+                let (ours, theirs) = (String::from_utf8(again.body), String::from_utf8(frame.body));
+                assert_eq!(ours.unwrap(), theirs.unwrap(), "{name}: byte for byte");
+            }
+        }
+        count += 1;
+    }
+    assert!(count >= 90, "{count} messages");
+}
+
+#[test]
+fn every_element_of_a_list_is_written_as_it_was_read() {
+    for Vector { name, data } in vectors("celery", "msg-redis-") {
+        for message in data["messages"].as_array().unwrap() {
+            let element = bytes(&message["list_item"]);
+            let again = kombu::encode(&kombu::decode(&element).unwrap());
+            assert_eq!(parsed(again.as_bytes()), parsed(&element), "{name}");
+            let list = message["redis_list"].as_str().unwrap();
+            let frame = kombu::decode(&element).unwrap();
+            let priority = frame.properties.priority.unwrap();
+            assert_eq!(kombu::list(&frame.properties.routing_key, priority), list, "{name}");
+        }
+    }
+}
+
+#[test]
+fn every_message_becomes_the_task_that_it_asks_for() {
+    for (name, broker, frame) in messages() {
+        if name.ends_with(REFUSED) {
+            continue;
+        }
+        let message = decode(&frame);
+        let envelope = message.envelope(broker, QueueName::known("q")).unwrap();
+        let request = &message.request;
+        assert_eq!(envelope.id.to_string(), request.id, "{name}");
+        assert_eq!(envelope.name.as_str(), request.task, "{name}");
+        assert_eq!(envelope.retries, None, "{name}: runs that were are no limit of runs");
+        assert_eq!(envelope.due, request.eta.map_or(Due::Now, Due::At), "{name}");
+        assert_eq!(envelope.expires, request.expires, "{name}");
+        let wire = frame.properties.priority.unwrap_or(0);
+        assert_eq!(broker.wire_priority(envelope.priority), wire.clamp(0, 9), "{name}");
+    }
+}
+
+#[test]
+fn every_request_travels_in_a_header_and_comes_back_as_it_was() {
+    for (name, broker, frame) in messages() {
+        if name.ends_with(REFUSED) {
+            continue;
+        }
+        let message = decode(&frame);
+        let mut envelope = message.envelope(broker, QueueName::known("q")).unwrap();
+        message.request.attach(&mut envelope).unwrap();
+        let stored = envelope.to_body();
+        let envelope = windlass_core::Envelope::from_body(
+            envelope.id.clone(),
+            envelope.name.clone(),
+            envelope.queue.clone(),
+            envelope.priority,
+            &stored,
+        )
+        .unwrap();
+        assert_eq!(Request::of(&envelope).unwrap().as_ref(), Some(&message.request), "{name}");
+    }
+}
+
+#[test]
+fn the_plain_call_is_read_in_full() {
+    for name in ["msg-redis-delay-args", "msg-amqp-delay-args"] {
+        let message = message(name);
+        assert_eq!((message.args.as_str(), message.kwargs.as_str()), ("[2, 3]", "{}"));
+        let request = message.request;
+        assert_eq!(request.task, "interop.add");
+        assert_eq!(request.id, "00000000-0000-4000-8000-000000000001");
+        assert_eq!(request.root_id.as_deref(), Some(request.id.as_str()));
+        assert_eq!(request.correlation_id.as_deref(), Some(request.id.as_str()));
+        assert_eq!((request.argsrepr.as_str(), request.kwargsrepr.as_str()), ("(2, 3)", "{}"));
+        assert!(request.reply_to.is_some() && request.origin.is_some());
+        assert_eq!((request.ignore_result, request.retries, request.delivery_mode), (None, 0, 2));
+        assert!(request.canvas.is_empty() && request.extra.is_empty());
+        assert_eq!(request.routing_key, "celery");
+    }
+}
+
+#[test]
+fn options_of_a_call_reach_the_task() {
+    for side in ["redis", "amqp"] {
+        let of = |name: &str| message(&format!("msg-{side}-{name}"));
+        let envelope = |name: &str| of(name).envelope(Broker::Amqp, QueueName::known("q")).unwrap();
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert_eq!(envelope("eta-offset").due, Due::At(at("2040-01-02T03:04:05.123+05:30")));
+        assert_eq!(envelope("eta-naive").due, Due::At(at("2040-01-02T03:04:05Z")));
+        assert_eq!(envelope("eta-utc").due, Due::At(at("2040-01-02T03:04:05Z")));
+        assert!(envelope("expires-seconds").expires.is_some());
+        let limits = envelope("time-limits");
+        assert_eq!(limits.hard_limit.unwrap().as_secs(), 10, "the hard limit is the first one");
+        assert_eq!(limits.soft_limit.unwrap().as_secs(), 5);
+        let headers = envelope("custom-headers").headers;
+        assert_eq!((headers["x-trace-id"].as_str(), headers["x-n"].as_str()), ("abc", "5"));
+        assert_eq!(envelope("ignore-result").result_ttl, Some(std::time::Duration::ZERO));
+        assert_eq!(of("retries-header").request.retries, 2);
+        assert_eq!(of("shadow").request.shown_name(), "pretty");
+        assert_eq!(of("reply-to").request.reply_to.as_deref(), Some("my-reply-queue"));
+        assert_eq!(of("stamped").request.stamps["tenant"], "acme");
+        assert_eq!(of("custom-queue").request.routing_key, "interop.custom");
+        assert_eq!(of("kwargs").kwargs.as_str(), r#"{"x": 2, "y": 3}"#);
+        assert_eq!(of("zlib").args.as_str(), "[1, 2]");
+        let text = of("mixed-unicode");
+        assert_eq!(text.args.to::<Value>().unwrap(), json!(["Привет 🚀"]));
+        assert!(of("extended-types").args.as_str().contains(r#""__type__": "decimal", "__value__": "1.10""#));
+    }
+}
+
+#[test]
+fn a_zone_is_used_for_times_without_an_offset_only() {
+    let reading = Reading { zone: jiff::tz::TimeZone::fixed(jiff::tz::offset(2)) };
+    let eta = |name: &str| {
+        let frame = message_frame(&vector("celery", name)["messages"][0]);
+        Message::decode(&frame, &reading).unwrap().request.eta.unwrap().to_string()
+    };
+    assert_eq!(eta("msg-redis-eta-naive"), "2040-01-02T01:04:05.000Z");
+    assert_eq!(eta("msg-redis-eta-utc"), "2040-01-02T03:04:05.000Z");
+}
+
+#[test]
+fn priorities_run_the_other_way_on_redis() {
+    for (wire, redis, amqp) in [(0, 9, 0), (4, 5, 4), (9, 0, 9)] {
+        for (side, broker, ours) in [("redis", Broker::Redis, redis), ("amqp", Broker::Amqp, amqp)] {
+            let message = message(&format!("msg-{side}-priority-{wire}"));
+            let envelope = message.envelope(broker, QueueName::known("q")).unwrap();
+            assert_eq!(envelope.priority.level(), ours, "{wire} on {side}");
+        }
+    }
+}
+
+#[test]
+fn the_rest_of_a_chain_stays_reversed() {
+    let chain = message("msg-redis-chain").request.canvas.chain;
+    let names: Vec<&str> = chain.iter().map(|step| step.task.as_str()).collect();
+    assert_eq!(names, ["interop.add", "interop.chain_double"], "the next step is the last one");
+    let chord = message("msg-redis-chord");
+    assert_eq!(chord.request.canvas.chord.unwrap().task, "interop.sum_list");
+    assert_eq!((chord.request.group.is_some(), chord.request.group_index), (true, Some(0)));
+}
+
+#[test]
+fn protocol_1_is_read() {
+    let message = message("msg-redis-protocol-1");
+    assert_eq!(message.request.protocol, Protocol::One);
+    assert_eq!(message.args.as_str(), "[1, 2]");
+    assert_eq!(message.request.id, "00000000-0000-4000-8000-000000000030");
+}
+
+#[test]
+fn a_pickled_message_is_refused_by_name() {
+    for side in ["redis", "amqp"] {
+        let frame = message_frame(&vector("celery", &format!("msg-{side}-pickle-body"))["messages"][0]);
+        let error = Message::decode(&frame, &Reading::default()).unwrap_err();
+        assert_eq!(error, Malformed::ContentType("application/x-python-serialize".to_owned()));
+    }
+}
+
+#[test]
+fn messages_that_stop_or_kill_a_celery_worker_are_refused_with_a_reason() {
+    let good = message_frame(&vector("celery", "msg-redis-delay-args")["messages"][0]);
+    let with_body = |body: &[u8]| Frame { body: body.to_vec(), ..good.clone() };
+    let with_header = |name: &str, value: Value| {
+        let mut frame = good.clone();
+        frame.headers.insert(name.to_owned(), value);
+        frame
+    };
+    let mut without_task = good.clone();
+    without_task.headers.remove("task");
+    let mut latin = good.clone();
+    latin.properties.content_encoding = Some("latin-1".to_owned());
+    for (frame, reason) in [
+        (with_body(b""), "body is not JSON"),
+        (with_body(b"[[2, 3], {}, {"), "body is not JSON"),
+        (with_body(b"\xff\xfe"), "body is damaged: not UTF-8"),
+        (with_body(b"{}"), "body must be an array of arguments"),
+        (with_body(b"[[], {}]"), "body must be an array of arguments"),
+        (with_body(b"[[], {}, {}, {}]"), "body must be an array of arguments"),
+        (with_body(b"[{}, {}, {}]"), "arguments must be an array"),
+        (with_body(b"[[], [], {}]"), "keyword arguments must be an object"),
+        (with_body(br#"[[], {}, {"chain": 5}]"#), "`chain` must be a list of signatures"),
+        (with_body(br#"[[], {}, {"chord": []}]"#), "`chord` must be a signature"),
+        (with_body(br#"[[], {}, {"callbacks": [{}]}]"#), "`callbacks` is not JSON that can be read: missing field `task`"),
+        (with_header("eta", json!("tomorrow")), "`eta` `tomorrow` is no time"),
+        (with_header("expires", json!(12)), "`expires` must be a time"),
+        (with_header("id", Value::Null), "`id` is missing"),
+        (with_header("id", json!(5)), "`id` must be text"),
+        (with_header("retries", json!(-1)), "`retries` must be a whole number"),
+        (with_header("timelimit", json!([1])), "`timelimit` must be [hard, soft]"),
+        (with_header("compression", json!("application/x-bz2")), "compression `application/x-bz2` is not read"),
+        (with_header("compression", json!("application/x-gzip")), "compressed body is damaged"),
+        (without_task, "header `task` is missing"),
+        (latin, "content encoding `latin-1` is not accepted"),
+    ] {
+        let error = Message::decode(&frame, &Reading::default()).unwrap_err().to_string();
+        assert!(error.starts_with(reason), "`{error}` should begin with `{reason}`");
+    }
+}
+
+#[test]
+fn names_that_break_our_rules_are_refused_when_the_task_is_made() {
+    let mut message = message("msg-redis-delay-args");
+    message.request.id = "two words".to_owned();
+    let error = message.envelope(Broker::Redis, QueueName::known("q")).unwrap_err();
+    assert_eq!(error.kind(), "name");
+}
+
+#[test]
+fn a_body_that_nests_too_deeply_is_refused() {
+    let mut frame = message_frame(&vector("celery", "msg-redis-delay-args")["messages"][0]);
+    frame.body = format!("[[{}{}], {{}}, {{}}]", "[".repeat(100_000), "]".repeat(100_000)).into_bytes();
+    assert_eq!(Message::decode(&frame, &Reading::default()).unwrap_err().kind(), "not_json");
+}
+
+#[test]
+fn a_retry_keeps_everything_but_its_time_and_count() {
+    for side in ["redis", "amqp"] {
+        let flow = vector("celery", &format!("flow-{side}-retry-then-success"));
+        let frames = match side {
+            "redis" => redis_frames(&flow["worker_to_broker"]),
+            _ => amqp_frames(&flow["worker_to_broker"]),
+        };
+        let of_tasks: Vec<Message> =
+            frames.iter().filter(|frame| frame.headers.contains_key("task")).map(decode).collect();
+        let (first, second) = (&of_tasks[0], of_tasks.iter().find(|message| message.request.retries == 1).unwrap());
+        let mut ours = first.retry(second.request.eta.unwrap());
+        assert_eq!(ours.request.ignore_result, None, "null stays null");
+        // What the real worker knows of the task itself, and who sent it.
+        ours.request.ignore_result = second.request.ignore_result;
+        ours.request.origin.clone_from(&second.request.origin);
+        let mut theirs = second.clone();
+        theirs.request.redelivered = false;
+        assert_eq!(ours, theirs, "{side}");
+    }
+}
+
+fn redis_frames(commands: &Value) -> Vec<Frame> {
+    let elements = commands.as_array().unwrap().iter().filter_map(|command| {
+        command["brpop_reply"].get(1).or_else(|| command["cmd"].get(2).filter(|_| command["cmd"][0] == "LPUSH"))
+    });
+    elements.map(|element| kombu::decode(&bytes(element)).unwrap()).collect()
+}
+
+#[test]
+fn what_a_client_of_ours_sends_is_what_a_python_client_would_send() {
+    use windlass_core::{Args, Envelope, TaskId, TaskName};
+    use windlass_wire::celery::Producer;
+
+    let theirs = message_frame(&vector("celery", "msg-redis-delay-args")["messages"][0]);
+    let args = Args::parse("[2,3]").unwrap();
+    let mut envelope = Envelope::new(TaskName::known("interop.add"), QueueName::known("celery"), args);
+    envelope.id = TaskId::new("00000000-0000-4000-8000-000000000001").unwrap();
+    envelope.priority = windlass_core::Priority::FIRST;
+    let producer = Producer {
+        broker: Broker::Redis,
+        now: Timestamp::from_secs(0),
+        origin: "gen5251@client-host",
+        reply_to: theirs.properties.reply_to.as_deref(),
+    };
+    let message = Message::of(&envelope, &producer).unwrap();
+    let sending = Sending {
+        exchange: "",
+        routing_key: "celery",
+        delivery_tag: theirs.properties.delivery_tag.as_deref(),
+        now: Timestamp::from_secs(0),
+    };
+    assert_eq!(kombu::encode(&message.frame(&sending)).len(), kombu::encode(&theirs).len());
+    assert_eq!(message.frame(&sending), theirs);
+    let _ = masked(Value::Null, &[]);
+}
