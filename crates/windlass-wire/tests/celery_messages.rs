@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Vector, amqp_frames, bytes, masked, message_frame, parsed, vector, vectors};
+use common::{Vector, amqp_frames, bytes, message_frame, parsed, vector, vectors};
 use serde_json::{Value, json};
 use windlass_core::{Due, QueueName, Timestamp};
 use windlass_wire::celery::{Broker, Message, Protocol, Reading, Request, Sending};
@@ -86,7 +86,7 @@ fn every_message_is_written_as_an_equivalent_frame() {
         }
         count += 1;
     }
-    assert!(count >= 90, "{count} messages");
+    assert!(count >= 80, "{count} messages");
 }
 
 #[test]
@@ -351,5 +351,4 @@ fn what_a_client_of_ours_sends_is_what_a_python_client_would_send() {
     };
     assert_eq!(kombu::encode(&message.frame(&sending)).len(), kombu::encode(&theirs).len());
     assert_eq!(message.frame(&sending), theirs);
-    let _ = masked(Value::Null, &[]);
 }

@@ -52,3 +52,13 @@ pub use request::{Protocol, REQUEST_HEADER, Request, TimeLimit};
 pub use result::{ChordPart, Exception, ResultDocument, State};
 pub use signature::{SIGNATURES_MAX, Signature};
 pub use time::{delayed_routing_key, iso_time, parse_time, undelayed_routing_key};
+
+/// Any value as Python shows it, cut at 1,024 characters: `{'a': None}`. For display in events and listings.
+///
+/// ```
+/// use windlass_core::Json;
+/// assert_eq!(windlass_wire::celery::repr_of(&Json::parse(r#"{"a":[true,"it's"]}"#).unwrap()), r#"{'a': [True, "it's"]}"#);
+/// ```
+pub fn repr_of(value: &windlass_core::Json) -> String {
+    repr::value(value)
+}

@@ -11,15 +11,15 @@ use serde_json::{Map, Value};
 use windlass_wire::{Frame, Properties, kombu};
 
 /// One recorded file.
-pub struct Vector {
+pub(crate) struct Vector {
     /// Its name without the extension: `msg-redis-chain`.
-    pub name: String,
+    pub(crate) name: String,
     /// What was recorded.
-    pub data: Value,
+    pub(crate) data: Value,
 }
 
 /// The recorded files of a folder whose name begins with `prefix`, in the order of their names.
-pub fn vectors(folder: &str, prefix: &str) -> Vec<Vector> {
+pub(crate) fn vectors(folder: &str, prefix: &str) -> Vec<Vector> {
     let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "vectors", folder].iter().collect();
     let mut vectors: Vec<Vector> = fs::read_dir(&root)
         .expect("the recorded frames are there")
@@ -35,12 +35,12 @@ pub fn vectors(folder: &str, prefix: &str) -> Vec<Vector> {
 }
 
 /// One recorded file by its name.
-pub fn vector(folder: &str, name: &str) -> Value {
+pub(crate) fn vector(folder: &str, name: &str) -> Value {
     vectors(folder, name).into_iter().find(|vector| vector.name == name).expect(name).data
 }
 
 /// Recorded bytes: text, or base64 of what is no text.
-pub fn bytes(value: &Value) -> Vec<u8> {
+pub(crate) fn bytes(value: &Value) -> Vec<u8> {
     match value {
         Value::String(text) => text.clone().into_bytes(),
         value => STANDARD.decode(value["b64"].as_str().expect("text or base64")).unwrap(),
@@ -48,7 +48,7 @@ pub fn bytes(value: &Value) -> Vec<u8> {
 }
 
 /// A frame of AMQP as it was recorded: `{"properties", "headers", "body"}`, headers perhaps inside of the properties.
-pub fn amqp_frame(recorded: &Value, exchange: &str, routing_key: &str) -> Frame {
+pub(crate) fn amqp_frame(recorded: &Value, exchange: &str, routing_key: &str) -> Frame {
     let properties = &recorded["properties"];
     let text = |name: &str| properties[name].as_str().map(ToOwned::to_owned);
     let headers = recorded["headers"].as_object().or(properties["headers"].as_object());
@@ -73,7 +73,7 @@ pub fn amqp_frame(recorded: &Value, exchange: &str, routing_key: &str) -> Frame 
 }
 
 /// The frame of one entry of `messages`.
-pub fn message_frame(message: &Value) -> Frame {
+pub(crate) fn message_frame(message: &Value) -> Frame {
     match message.get("list_item") {
         Some(item) => kombu::decode(&bytes(item)).expect("a recorded element"),
         None => amqp_frame(message, message["exchange"].as_str().unwrap(), message["routing_key"].as_str().unwrap()),
@@ -82,7 +82,7 @@ pub fn message_frame(message: &Value) -> Frame {
 
 /// The frames that a recording of AMQP published or delivered: a method frame is followed by its content on the same
 /// channel.
-pub fn amqp_frames(recorded: &Value) -> Vec<Frame> {
+pub(crate) fn amqp_frames(recorded: &Value) -> Vec<Frame> {
     let mut address = Map::new();
     let mut frames = Vec::new();
     for entry in recorded.as_array().expect("a list of frames") {
@@ -103,12 +103,12 @@ pub fn amqp_frames(recorded: &Value) -> Vec<Frame> {
 }
 
 /// The same JSON with every number, object and array in one form: what two frames are compared by.
-pub fn parsed(bytes: &[u8]) -> Value {
+pub(crate) fn parsed(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).expect("JSON")
 }
 
 /// The element without what is different at every recording.
-pub fn masked(mut value: Value, members: &[&str]) -> Value {
+pub(crate) fn masked(mut value: Value, members: &[&str]) -> Value {
     mask(&mut value, members);
     value
 }
