@@ -7,7 +7,9 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
 use windlass_core::Json;
 
 use crate::error::Malformed;
@@ -133,9 +135,19 @@ fn push_ascii(out: &mut String, text: &str) {
     }
 }
 
+/// Data as a tree. Raw JSON inside of it is parsed, which is why this can fail: it may nest too deeply.
+pub(crate) fn tree<T: Serialize + ?Sized>(part: &'static str, data: &T) -> Result<Value, Malformed> {
+    serde_json::to_value(data).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
+}
+
+/// Data as text. Raw JSON inside of it is copied, which is why this cannot fail.
+pub(crate) fn written<T: Serialize + ?Sized>(data: &T) -> String {
+    serde_json::to_string(data).unwrap_or_else(|error| unreachable!("plain data has a JSON form: {error}"))
+}
+
 /// A JSON string, without escapes for what is not ASCII.
 pub(crate) fn quoted(text: &str) -> String {
-    serde_json::to_string(text).unwrap_or_else(|_| String::from("\"\""))
+    written(text)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! What follows a task: the third part of a message's body.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::signature::{self, Signature};
 use crate::error::Malformed;
+use crate::json;
 
 /// What follows a task: the third part of a message's body, `embed`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -42,26 +43,14 @@ impl Canvas {
     /// As the third part of a body; what is empty is `null`.
     pub(super) fn encode(&self) -> String {
         let list = |signatures: &[Signature]| {
-            if signatures.is_empty() { "null".to_owned() } else { text(signatures) }
+            if signatures.is_empty() { "null".to_owned() } else { json::written(signatures) }
         };
         format!(
             r#"{{"callbacks": {}, "errbacks": {}, "chain": {}, "chord": {}}}"#,
             list(&self.callbacks),
             list(&self.errbacks),
             list(&self.chain),
-            self.chord.as_deref().map_or_else(|| "null".to_owned(), |body| text(body)),
+            self.chord.as_deref().map_or_else(|| "null".to_owned(), |body| json::written(body)),
         )
     }
-
-    /// The same as a value.
-    pub(super) fn to_value(&self) -> Value {
-        json!({
-            "callbacks": self.callbacks, "errbacks": self.errbacks, "chain": self.chain, "chord": self.chord,
-        })
-    }
-}
-
-/// Plain data has a JSON form: every key is text.
-fn text<T: serde::Serialize + ?Sized>(data: &T) -> String {
-    serde_json::to_string(data).unwrap_or_else(|error| unreachable!("a signature is plain data: {error}"))
 }

@@ -352,14 +352,15 @@ impl<'u, 'p> Unfolding<'u, 'p> {
         let mut chain = place.chain;
         chain.extend(body.signatures("chain")?);
         let body_id = self.id_of(&body);
+        let chain = json::tree("chain of a chord", &chain)?;
         let mut option = |name: &str, value: Value| body.options.insert(name.to_owned(), value);
         option("task_id", Value::from(body_id));
-        option("chain", json!(chain));
+        option("chain", chain);
         if let Some(root) = &self.lineage.root {
             option("root_id", Value::from(root.as_str()));
         }
         if let Some(outer) = place.chord {
-            option("chord", json!(outer));
+            option("chord", json::tree("body of a chord", &outer)?);
         }
         match place.group {
             Some((group, index)) => {
@@ -371,7 +372,7 @@ impl<'u, 'p> Unfolding<'u, 'p> {
             }
         }
         let body = Box::new(body);
-        let copy = json!(body).to_string().len();
+        let copy = json::written(&body).len();
         self.grow(copy.saturating_mul(header.len()))?;
         let size = header.iter().try_fold(0, |sum, part| parts_of(part, 0).map(|parts| sum + parts))?;
         self.follow.chords.push(ChordStart { group: id.to_owned(), size });
@@ -402,7 +403,7 @@ impl<'u, 'p> Unfolding<'u, 'p> {
             return self.send(&first, feed, Place { chain, group, chord }, depth + 1);
         };
         if let Some(chord) = chord {
-            last.options.insert("chord".to_owned(), json!(chord));
+            last.options.insert("chord".to_owned(), json::tree("body of a chord", &chord)?);
         }
         if let Some((group, index)) = group {
             last.options.insert("group_id".to_owned(), Value::from(group));

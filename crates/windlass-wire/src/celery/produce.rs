@@ -10,6 +10,8 @@ use super::message::{Broker, Message};
 use super::request::{REQUEST_HEADER, Request, TimeLimit};
 use super::signature::{Signature, no_args, no_kwargs};
 use super::time::iso_time;
+use crate::error::Malformed;
+use crate::json;
 
 /// Who enqueues.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +38,9 @@ pub enum Unsendable {
     /// A group that may fail in part.
     #[error("group `{0}` goes on when members fail; a chord needs all of them")]
     Policy(TaskId),
+    /// Its arguments nest too deeply to be put into a canvas.
+    #[error(transparent)]
+    Nested(#[from] Malformed),
 }
 
 impl Message {
@@ -115,9 +120,12 @@ impl Signature {
                 return Err(Unsendable::Member(envelope.id.clone()));
             }
             let chain = chain(flow, producer)?;
-            option("chain", (!chain.is_empty()).then(|| json!(chain)));
             let errbacks = signatures(&flow.otherwise, producer)?;
-            option("link_error", (!errbacks.is_empty()).then(|| json!(errbacks)));
+            for (name, signatures) in [("chain", chain), ("link_error", errbacks)] {
+                if !signatures.is_empty() {
+                    option(name, Some(json::tree("workflow", &signatures)?));
+                }
+            }
         }
         Ok(signature)
     }
@@ -137,13 +145,14 @@ impl Signature {
 /// The steps after a task in reverse order. A group that is followed by a task stays one: the worker makes it a chord.
 fn chain(flow: &Flow, producer: &Producer<'_>) -> Result<Vec<Signature>, Unsendable> {
     let errbacks = signatures(&flow.otherwise, producer)?;
+    let link_error = json::tree("workflow", &errbacks)?;
     flow.then
         .iter()
         .rev()
         .map(|step| match step {
             Step::Task(task) => {
                 let signature = Signature::of(task, producer)?;
-                Ok(if errbacks.is_empty() { signature } else { signature.option("link_error", json!(errbacks)) })
+                Ok(if errbacks.is_empty() { signature } else { signature.option("link_error", link_error.clone()) })
             }
             Step::Group(group) => Signature::of_group(group, producer),
         })

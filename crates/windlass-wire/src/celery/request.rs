@@ -168,26 +168,24 @@ impl Request {
 
     /// The request as JSON text, with headers, properties and canvas as on the wire.
     pub fn to_text(&self) -> String {
-        let mut stored = json!({
-            "v": VERSION,
-            "headers": self.headers(),
-            "properties": {
-                "correlation_id": self.correlation_id,
-                "reply_to": self.reply_to,
-                "delivery_mode": self.delivery_mode,
-                "priority": self.priority,
-                "exchange": self.exchange,
-                "routing_key": self.routing_key,
-                "redelivered": self.redelivered,
-            },
+        let properties = json!({
+            "correlation_id": self.correlation_id,
+            "reply_to": self.reply_to,
+            "delivery_mode": self.delivery_mode,
+            "priority": self.priority,
+            "exchange": self.exchange,
+            "routing_key": self.routing_key,
+            "redelivered": self.redelivered,
         });
-        if !self.canvas.is_empty() {
-            stored["embed"] = self.canvas.to_value();
-        }
-        if self.protocol == Protocol::One {
-            stored["protocol"] = Value::from(1);
-        }
-        stored.to_string()
+        let protocol = match self.protocol {
+            Protocol::One => 1,
+            Protocol::Two => 2,
+        };
+        let headers = Value::Object(self.headers());
+        let embed = if self.canvas.is_empty() { "null".to_owned() } else { self.canvas.encode() };
+        format!(
+            r#"{{"v":{VERSION},"protocol":{protocol},"headers":{headers},"properties":{properties},"embed":{embed}}}"#
+        )
     }
 
     /// Reads what [`Request::to_text`] wrote.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use windlass_core::Json;
 
 use crate::error::Malformed;
+use crate::json;
 
 /// The most signatures in one list of a canvas.
 pub const SIGNATURES_MAX: usize = 10_000;
@@ -103,9 +104,9 @@ impl Signature {
 
     /// `celery.group`: tasks side by side.
     pub fn group(id: &str, tasks: &[Self]) -> Self {
-        let kwargs = serde_json::json!({"tasks": tasks});
+        let kwargs = format!(r#"{{"tasks": {}}}"#, json::written(tasks));
         Self {
-            kwargs: Json::trusted(kwargs.to_string()),
+            kwargs: Json::trusted(kwargs),
             subtask_type: Some("group".to_owned()),
             ..Self::new("celery.group").option("task_id", id)
         }
@@ -113,9 +114,9 @@ impl Signature {
 
     /// `celery.chord`: a group and the task that gets its results.
     pub fn chord(id: &str, header: &[Self], body: &Self) -> Self {
-        let kwargs = serde_json::json!({"kwargs": {}, "header": Self::group(id, header), "body": body});
+        let (header, body) = (json::written(&Self::group(id, header)), json::written(body));
         Self {
-            kwargs: Json::trusted(kwargs.to_string()),
+            kwargs: Json::trusted(format!(r#"{{"kwargs": {{}}, "header": {header}, "body": {body}}}"#)),
             subtask_type: Some("chord".to_owned()),
             ..Self::new("celery.chord").option("task_id", id)
         }
@@ -138,7 +139,7 @@ impl Signature {
 
     /// What a built-in name holds: `tasks` of a group or chain, `header` and `body` of a chord.
     pub(super) fn inner(&self, name: &'static str) -> Result<Vec<Self>, Malformed> {
-        let mut kwargs: Map<String, Value> = crate::json::object("`kwargs` of a signature", self.kwargs.as_str())?;
+        let mut kwargs: Map<String, Value> = json::object("`kwargs` of a signature", self.kwargs.as_str())?;
         match kwargs.remove(name) {
             Some(value) => list(name, value),
             None => Ok(Vec::new()),

@@ -1,7 +1,7 @@
 //! A task message.
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use windlass_core::args::ARGS_BYTES_MAX;
 use windlass_core::{Args, Due, Envelope, Json, Priority, QueueName, TaskId, TaskName};
 
@@ -175,13 +175,5 @@ impl Message {
         let failed = i64::from(self.labels.failed_runs()) + 1;
         next.labels.0.insert("_retries".to_owned(), Label::Int(failed));
         next
-    }
-
-    /// The message as a value, for display.
-    pub fn to_value(&self) -> Value {
-        json!({
-            "task_id": self.task_id, "task_name": self.task_name, "labels": self.labels.to_value(),
-            "args": self.args, "kwargs": self.kwargs,
-        })
     }
 }
