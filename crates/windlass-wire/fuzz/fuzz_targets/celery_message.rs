@@ -1,0 +1,7 @@
+#![no_main]
+
+#[allow(dead_code, reason = "one of them is fuzzed here")]
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::celery_message(bytes));
