@@ -14,8 +14,11 @@ use windlass_wire::taskiq::schedule::ScheduledTask;
 use windlass_wire::taskiq::{self, Progress, Serializer, TaskResult, pickle};
 use windlass_wire::{Frame, Properties, kombu, raw};
 
+/// One decoder: it panics when something is wrong.
+pub(crate) type Target = fn(&[u8]);
+
 /// Every decoder by its name.
-pub(crate) const TARGETS: [(&str, fn(&[u8])); 12] = [
+pub(crate) const TARGETS: [(&str, Target); 12] = [
     ("kombu_element", kombu_element),
     ("kombu_restored", kombu_restored),
     ("celery_message", celery_message),
@@ -170,7 +173,8 @@ pub(crate) fn taskiq_result(bytes: &[u8]) {
 pub(crate) fn taskiq_schedule(bytes: &[u8]) {
     for serializer in [Serializer::Json, Serializer::Pickle] {
         if let Ok(schedule) = ScheduledTask::decode(bytes, serializer) {
-            let again = ScheduledTask::decode(&schedule.encode(serializer), serializer).expect("what was written is read");
+            let again =
+                ScheduledTask::decode(&schedule.encode(serializer), serializer).expect("what was written is read");
             assert_eq!(again.schedule_id, schedule.schedule_id);
             let _ = (schedule.specs(Timestamp::from_secs(0)), schedule.message("id").encode());
         }

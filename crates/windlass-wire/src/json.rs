@@ -45,7 +45,9 @@ pub(crate) fn object<T: DeserializeOwned>(part: &'static str, text: &str) -> Res
 /// Refuses JSON that is no object.
 pub(crate) fn check_object(part: &'static str, text: &str) -> Result<(), Malformed> {
     match text.trim_ascii_start().as_bytes().first() {
-        Some(b'[' | b'"' | b'0'..=b'9' | b'-' | b't' | b'f' | b'n') if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
+        Some(b'[' | b'"' | b'0'..=b'9' | b'-' | b't' | b'f' | b'n')
+            if serde_json::from_str::<IgnoredAny>(text).is_ok() =>
+        {
             Err(Malformed::shape(part, "a JSON object"))
         }
         _ => Ok(()),

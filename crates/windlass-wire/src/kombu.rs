@@ -271,7 +271,10 @@ mod tests {
             (br#"{"headers": {}}"#, "`body` of the list element is missing"),
             (br#"{"body": 5}"#, "list element is not JSON"),
             (br#"{"body": "%%%", "properties": {"body_encoding": "base64"}}"#, "base64 of the body is damaged"),
-            (br#"{"body": "", "properties": {"body_encoding": "rot13"}}"#, "`body_encoding` must be `base64` or absent"),
+            (
+                br#"{"body": "", "properties": {"body_encoding": "rot13"}}"#,
+                "`body_encoding` must be `base64` or absent",
+            ),
             (b"\xff\xfe", "list element is damaged: not UTF-8"),
         ] {
             let error = decode(element).unwrap_err().to_string();

@@ -100,7 +100,9 @@ fn the_class_of_a_failure_becomes_a_name_that_python_can_make_a_class_of() {
 
 #[test]
 fn documents_that_are_none_are_refused() {
-    for text in [&b""[..], b"null", b"[]", b"{}", br#"{"status": 5}"#, b"\xff", br#"{"status": "SUCCESS", "children": 5}"#] {
+    for text in
+        [&b""[..], b"null", b"[]", b"{}", br#"{"status": 5}"#, b"\xff", br#"{"status": "SUCCESS", "children": 5}"#]
+    {
         assert!(ResultDocument::decode(text).is_err(), "{}", String::from_utf8_lossy(text));
     }
     let custom = ResultDocument::decode(br#"{"status": "PROGRESS", "result": {"done": 3}}"#).unwrap();
@@ -177,7 +179,8 @@ fn events_are_read_one_by_one_or_many_at_once() {
     assert_eq!(Event::decode(one).unwrap().len(), 1);
     assert_eq!(Event::decode(&many).unwrap().len(), 2);
     assert_eq!(Event::decode(one).unwrap()[0].kind.task(), Some("1"));
-    let custom = Event::decode(br#"{"type": "task-custom", "uuid": "1", "hostname": "w", "timestamp": 1, "x": 5}"#).unwrap();
+    let custom =
+        Event::decode(br#"{"type": "task-custom", "uuid": "1", "hostname": "w", "timestamp": 1, "x": 5}"#).unwrap();
     assert_eq!((custom[0].kind.name(), custom[0].kind.task()), ("task-custom", Some("1")));
     for text in ["", "5", "[5]", "{}", r#"{"type": "task-started"}"#, r#"[{"hostname": "w"}]"#] {
         assert!(Event::decode(text.as_bytes()).is_err(), "{text}");
@@ -252,7 +255,10 @@ fn answers_of_ours_have_the_recorded_shape() {
 #[test]
 fn arguments_of_requests_are_typed() {
     let text = ToOwned::to_owned;
-    assert_eq!(asked("rate_limit").command, Command::RateLimit { task: text("interop.echo"), limit: Some(text("10/m")) });
+    assert_eq!(
+        asked("rate_limit").command,
+        Command::RateLimit { task: text("interop.echo"), limit: Some(text("10/m")) }
+    );
     assert_eq!(
         asked("time_limit").command,
         Command::TimeLimit { task: text("interop.echo"), hard: Some(10.0), soft: Some(5.0) }
@@ -274,9 +280,7 @@ fn arguments_of_requests_are_typed() {
 
 #[test]
 fn a_request_that_cannot_be_read_is_refused_and_one_with_wrong_arguments_is_answered() {
-    let read = |body: &str| {
-        control::Request::decode(&Frame { body: body.as_bytes().to_vec(), ..Frame::default() })
-    };
+    let read = |body: &str| control::Request::decode(&Frame { body: body.as_bytes().to_vec(), ..Frame::default() });
     for body in ["", "5", "[]", "{}", r#"{"method": 5}"#, r#"{"method": "ping", "destination": 5}"#] {
         assert!(read(body).is_err(), "{body}");
     }

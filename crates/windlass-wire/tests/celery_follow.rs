@@ -82,8 +82,18 @@ fn compared(message: &Message) -> Value {
     ])
     .unwrap();
     json!([
-        request.task, request.id, request.root_id, request.parent_id, request.group, request.group_index,
-        request.retries, request.argsrepr, request.kwargsrepr, message.args, message.kwargs, body,
+        request.task,
+        request.id,
+        request.root_id,
+        request.parent_id,
+        request.group,
+        request.group_index,
+        request.retries,
+        request.argsrepr,
+        request.kwargsrepr,
+        message.args,
+        message.kwargs,
+        body,
     ])
 }
 
@@ -126,8 +136,7 @@ fn the_body_of_a_chord_gets_the_results_in_their_order() {
         let parts: Vec<&Message> =
             recorded.messages.iter().filter(|message| message.request.canvas.chord.is_some()).collect();
         let body = parts[0].request.canvas.chord.as_deref().unwrap();
-        let results: Vec<Json> =
-            parts.iter().map(|part| recorded.result(&part.request.id).result.clone()).collect();
+        let results: Vec<Json> = parts.iter().map(|part| recorded.result(&part.request.id).result.clone()).collect();
         let id = body.options["task_id"].as_str().unwrap();
         let theirs = recorded.message(id);
         let last = recorded.message(theirs.request.parent_id.as_deref().unwrap());
@@ -263,15 +272,15 @@ fn a_workflow_of_ours_becomes_a_canvas_of_the_same_meaning() {
         task.feed = Feed::First;
         task
     };
-    let group = GroupStep { id: TaskId::new("g").unwrap(), policy: FailurePolicy::All, tasks: vec![task("c"), task("d")] };
+    let group =
+        GroupStep { id: TaskId::new("g").unwrap(), policy: FailurePolicy::All, tasks: vec![task("c"), task("d")] };
     let mut first = task("a");
     first.flow = Some(Box::new(Flow {
         then: vec![Step::Task(Box::new(task("b"))), Step::Group(Box::new(group)), Step::Task(Box::new(task("e")))],
         otherwise: vec![task("oops")],
         member: None,
     }));
-    let producer =
-        Producer { broker: Broker::Amqp, now: Timestamp::from_secs(0), origin: "gen1@host", reply_to: None };
+    let producer = Producer { broker: Broker::Amqp, now: Timestamp::from_secs(0), origin: "gen1@host", reply_to: None };
     let message = Message::of(&first, &producer).unwrap();
     assert_eq!(message.request.canvas.errbacks[0].task, "oops");
     let b = success(&message.request, &Json::trusted("1")).publish.remove(0).message;

@@ -265,7 +265,10 @@ fn messages_that_stop_or_kill_a_celery_worker_are_refused_with_a_reason() {
         (with_body(b"[[], [], {}]"), "keyword arguments must be an object"),
         (with_body(br#"[[], {}, {"chain": 5}]"#), "`chain` must be a list of signatures"),
         (with_body(br#"[[], {}, {"chord": []}]"#), "`chord` must be a signature"),
-        (with_body(br#"[[], {}, {"callbacks": [{}]}]"#), "`callbacks` is not JSON that can be read: missing field `task`"),
+        (
+            with_body(br#"[[], {}, {"callbacks": [{}]}]"#),
+            "`callbacks` is not JSON that can be read: missing field `task`",
+        ),
         (with_header("eta", json!("tomorrow")), "`eta` `tomorrow` is no time"),
         (with_header("expires", json!(12)), "`expires` must be a time"),
         (with_header("id", Value::Null), "`id` is missing"),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use common::{bytes, message_frame, vectors};
 use fastrand::Rng;
 use serde_json::Value;
+use windlass_wire::celery::{Message, Reading};
 use windlass_wire::kombu;
 
 /// The largest input that is made.
@@ -21,9 +22,34 @@ const INPUT_BYTES_MAX: usize = 16 * 1024;
 
 /// Bytes that mean something to one of the formats.
 const WORDS: [&[u8]; 28] = [
-    b"{", b"}", b"[", b"]", b"\"", b",", b":", b"null", b"NaN", b"-Infinity", b"1e999", b"-1", b"18446744073709551616",
-    b"\\ud800", b"\\u0000", b"celery.chord", b"celery.group", b"celery.chain", b"__type__", b"\x80\x04", b"\x95", b"(",
-    b"h\x00", b"\x94", b"\x8a\xff", b"X\xff\xff\xff\x7f", b"R", b"c",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b",",
+    b":",
+    b"null",
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"-1",
+    b"18446744073709551616",
+    b"\\ud800",
+    b"\\u0000",
+    b"celery.chord",
+    b"celery.group",
+    b"celery.chain",
+    b"__type__",
+    b"\x80\x04",
+    b"\x95",
+    b"(",
+    b"h\x00",
+    b"\x94",
+    b"\x8a\xff",
+    b"X\xff\xff\xff\x7f",
+    b"R",
+    b"c",
 ];
 
 /// Inputs to begin with: every part of the recordings that is a format of its own.
@@ -36,14 +62,17 @@ fn seeds() -> Vec<Vec<u8>> {
                 let frame = message_frame(message);
                 let headers = serde_json::to_vec(&frame.headers).unwrap();
                 seeds.push([&headers[..], b"\n", &frame.body].concat());
-                if let Ok(message) = windlass_wire::celery::Message::decode(&frame, &Default::default()) {
+                if let Ok(message) = Message::decode(&frame, &Reading::default()) {
                     seeds.push(message.request.to_text().into_bytes());
                 }
                 seeds.push(kombu::unacked_entry(&kombu::encode(&frame), "", "celery").into_bytes());
             }
         }
     }
-    seeds.push(br#"{"task":"mail","id":"m","args":[1],"kwargs":{"to":"a"},"priority":7,"delay":1.5,"headers":{"a":"b"}}"#.to_vec());
+    seeds.push(
+        br#"{"task":"mail","id":"m","args":[1],"kwargs":{"to":"a"},"priority":7,"delay":1.5,"headers":{"a":"b"}}"#
+            .to_vec(),
+    );
     seeds.retain(|seed| seed.len() <= INPUT_BYTES_MAX);
     seeds.sort();
     seeds.dedup();
@@ -137,11 +166,10 @@ fn no_decoder_panics_whatever_the_bytes() {
     }
 }
 
-fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
+fn run(name: &str, target: targets::Target, input: &[u8]) {
     let began = Instant::now();
     if catch_unwind(AssertUnwindSafe(|| target(input))).is_err() {
-        let hexadecimal: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
-        panic!("{name} panicked at {hexadecimal}");
+        panic!("{name} panicked at {input:02x?}");
     }
     // Far above what an input of this size may take, so that a slow machine does not fail it.
     assert!(began.elapsed() < Duration::from_secs(20), "{name} took {:?} for {} bytes", began.elapsed(), input.len());

@@ -92,7 +92,10 @@ fn labels_that_change_behaviour_reach_the_task() {
     let envelope = |name: &str| message(name).envelope(Broker::Amqp, QueueName::known("q")).unwrap();
     assert_eq!(envelope("msg-list-timeout").hard_limit, Some(Duration::from_millis(1500)));
     assert_eq!(envelope("msg-list-retry-labels").retries, Some(2), "three runs are two retries");
-    assert_eq!(message("msg-list-retry-labels").retry().envelope(Broker::Redis, QueueName::known("q")).unwrap().retries, Some(1));
+    assert_eq!(
+        message("msg-list-retry-labels").retry().envelope(Broker::Redis, QueueName::known("q")).unwrap().retries,
+        Some(1)
+    );
     assert_eq!(envelope("msg-list-args").retries, None, "the task's own affair");
     assert_eq!(message("msg-list-ack-type").labels.ack_type().as_deref(), Some("when_received"));
     assert_eq!(envelope("aiopika-priority").priority.level(), 7);
@@ -133,7 +136,10 @@ fn frames_of_amqp_are_those_that_were_recorded() {
         assert_eq!(parsed(&ours.body), parsed(&theirs.body), "{name}");
         if name == "delay" {
             let plugin = frame_of(&message, &Route { delay: Some(Delay::Plugin("taskiq.plugin_delay")), ..route });
-            assert_eq!((&plugin.headers["x-delay"], plugin.properties.exchange.as_str()), (&json!(2500), "taskiq.plugin_delay"));
+            assert_eq!(
+                (&plugin.headers["x-delay"], plugin.properties.exchange.as_str()),
+                (&json!(2500), "taskiq.plugin_delay")
+            );
         }
     }
 }

@@ -50,7 +50,7 @@ impl Canvas {
             list(&self.callbacks),
             list(&self.errbacks),
             list(&self.chain),
-            self.chord.as_deref().map_or_else(|| "null".to_owned(), |body| json::written(body)),
+            self.chord.as_deref().map_or_else(|| "null".to_owned(), json::written),
         )
     }
 }

@@ -239,13 +239,8 @@ impl<'u, 'p> Unfolding<'u, 'p> {
 
     /// Of something new.
     fn begin(publisher: &'u mut Publisher<'p>) -> Self {
-        let lineage = Lineage {
-            root: None,
-            parent: String::new(),
-            reply_to: None,
-            stamped_headers: None,
-            stamps: Map::new(),
-        };
+        let lineage =
+            Lineage { root: None, parent: String::new(), reply_to: None, stamped_headers: None, stamps: Map::new() };
         Self { lineage, publisher, follow: Follow::default(), bytes: 0 }
     }
 
@@ -493,7 +488,11 @@ impl<'u, 'p> Unfolding<'u, 'p> {
     fn grow(&mut self, bytes: usize) -> Result<(), Malformed> {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > PUBLISH_BYTES_MAX {
-            return Err(Malformed::TooLarge { part: "what follows the task", size: self.bytes, max: PUBLISH_BYTES_MAX });
+            return Err(Malformed::TooLarge {
+                part: "what follows the task",
+                size: self.bytes,
+                max: PUBLISH_BYTES_MAX,
+            });
         }
         Ok(())
     }

@@ -124,8 +124,7 @@ impl Message {
 
     fn decode_two(frame: &Frame, text: &str, reading: &Reading) -> Result<Self, Malformed> {
         const EXPECTED: &str = "an array of arguments, keyword arguments and options";
-        let mut parts: Vec<Json> =
-            json::typed("body", text).map_err(|_| Malformed::shape("body", EXPECTED))?;
+        let mut parts: Vec<Json> = json::typed("body", text).map_err(|_| Malformed::shape("body", EXPECTED))?;
         if parts.len() != 3 {
             return Err(Malformed::shape("body", EXPECTED));
         }
@@ -148,15 +147,17 @@ impl Message {
         };
         let BodyOne { args, kwargs } = json::object("body", text)?;
         let canvas = Canvas::decode(&mut members)?;
-        if let Some(group) = members.remove("taskset") {
-            if members.get("group").is_none_or(Value::is_null) {
-                members.insert("group".to_owned(), group);
-            }
+        if let Some(group) = members.remove("taskset")
+            && members.get("group").is_none_or(Value::is_null)
+        {
+            members.insert("group".to_owned(), group);
         }
         for of_the_form in ["args", "kwargs", "utc"] {
             members.remove(of_the_form);
         }
-        members.extend(frame.headers.iter().filter(|(name, _)| *name != "task").map(|(name, value)| (name.clone(), value.clone())));
+        members.extend(
+            frame.headers.iter().filter(|(name, _)| *name != "task").map(|(name, value)| (name.clone(), value.clone())),
+        );
         let request = Request::decode(members, &frame.properties, canvas, &reading.zone)?;
         Self::of_parts(args, kwargs, Request { protocol: Protocol::One, ..request })
     }

@@ -127,11 +127,7 @@ fn arguments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Value>, D
 impl Exception {
     /// An exception of one argument.
     pub fn new(module: &str, class: &str, message: impl Into<Value>) -> Self {
-        Self {
-            exc_type: class.to_owned(),
-            exc_message: vec![message.into()],
-            exc_module: Some(module.to_owned()),
-        }
+        Self { exc_type: class.to_owned(), exc_message: vec![message.into()], exc_module: Some(module.to_owned()) }
     }
 
     /// A failure of ours. Its class becomes a name in the module [`MODULE`].
@@ -263,11 +259,7 @@ impl ResultDocument {
 
     /// It ended well; `children` is what [`follow::success`](super::follow::success) published.
     pub fn success(request: &Request, result: Json, children: Vec<Value>, at: Timestamp) -> Self {
-        Self {
-            children: Some(children),
-            date_done: Some(iso_time(at)),
-            ..Self::of(request, State::Success, result)
-        }
+        Self { children: Some(children), date_done: Some(iso_time(at)), ..Self::of(request, State::Success, result) }
     }
 
     /// It gave up.
@@ -314,7 +306,10 @@ impl ResultDocument {
             ("status", json::quoted(self.status.as_str())),
             ("result", self.result.as_str().to_owned()),
             ("traceback", self.traceback.as_deref().map_or_else(|| "null".to_owned(), json::quoted)),
-            ("children", self.children.as_ref().map_or(Value::Null, |children| Value::from(children.clone())).to_string()),
+            (
+                "children",
+                self.children.as_ref().map_or(Value::Null, |children| Value::from(children.clone())).to_string(),
+            ),
             ("date_done", self.date_done.as_deref().map_or_else(|| "null".to_owned(), json::quoted)),
         ];
         let texts = [
@@ -327,7 +322,8 @@ impl ResultDocument {
         ];
         members.extend(texts.into_iter().filter_map(|(name, text)| Some((name, json::quoted(text.as_deref()?)))));
         let values = [("args", &self.args), ("kwargs", &self.kwargs)];
-        members.extend(values.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?.as_str().to_owned()))));
+        members
+            .extend(values.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?.as_str().to_owned()))));
         members.extend(self.retries.map(|retries| ("retries", retries.to_string())));
         let members: Vec<String> = members.into_iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
         json::python_text(&format!("{{{}}}", members.join(", ")))
@@ -370,7 +366,8 @@ fn exception_json(error: &Exception) -> Json {
 }
 
 fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(TRACEBACK_BYTES_MAX)].to_owned()
+    let end = (0..=TRACEBACK_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text[..end.unwrap_or(0)].to_owned()
 }
 
 /// One counted part of a chord: a member of the set `<key>.j`.
@@ -407,9 +404,8 @@ impl ChordPart {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let text = json::text("part of a chord", bytes, BODY_BYTES_MAX)?;
         let checked = json::value("part of a chord", text)?;
-        let (_, task_id, state, result): (Json, String, State, Json) =
-            json::typed("part of a chord", checked.as_str())
-                .map_err(|_| Malformed::shape("part of a chord", "[1, id, state, result]"))?;
+        let (_, task_id, state, result): (Json, String, State, Json) = json::typed("part of a chord", checked.as_str())
+            .map_err(|_| Malformed::shape("part of a chord", "[1, id, state, result]"))?;
         Ok(Self { task_id, state, result })
     }
 }

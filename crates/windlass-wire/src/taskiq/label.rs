@@ -178,15 +178,16 @@ impl Labels {
     pub fn of(envelope: &Envelope) -> Result<Option<Self>, Malformed> {
         let Some(header) = envelope.headers.get(LABELS_HEADER) else { return Ok(None) };
         let header: Map<String, Value> = json::object("header `taskiq`", header)?;
-        let types = match (header.get("v").and_then(Value::as_u64), header.get("types")) {
-            (Some(1), Some(Value::Object(types))) => types,
-            _ => return Err(Malformed::shape("header `taskiq`", "of version 1: a newer version may have written it")),
+        let (Some(1), Some(Value::Object(types))) = (header.get("v").and_then(Value::as_u64), header.get("types"))
+        else {
+            return Err(Malformed::shape("header `taskiq`", "of version 1: a newer version may have written it"));
         };
         let labels = types.iter().filter_map(|(name, code)| {
             let text = envelope.headers.get(name)?;
             let untyped = code.as_u64() == Some(UNTYPED);
             // What had no code is text, or the JSON of a value that was none.
-            let value = if untyped { serde_json::from_str(text).ok().filter(|value: &Value| !value.is_string()) } else { None };
+            let value =
+                if untyped { serde_json::from_str(text).ok().filter(|value: &Value| !value.is_string()) } else { None };
             Some((name.clone(), value.unwrap_or_else(|| Value::from(text.as_str()))))
         });
         Self::decode(labels.collect(), types).map(Some)

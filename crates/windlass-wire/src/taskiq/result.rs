@@ -140,12 +140,7 @@ impl TaskResult {
 
     /// The result of a task that gave up.
     pub fn failure(error: ErrorObject, labels: &Labels, ran: std::time::Duration) -> Self {
-        Self {
-            return_value: Json::null(),
-            execution_time: rounded(ran),
-            labels: labels.to_value(),
-            error: Some(error),
-        }
+        Self { return_value: Json::null(), execution_time: rounded(ran), labels: labels.to_value(), error: Some(error) }
     }
 
     /// The result as JSON.

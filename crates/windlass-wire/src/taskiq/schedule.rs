@@ -200,9 +200,7 @@ fn interval(value: Value) -> Result<Duration, Malformed> {
     const PART: &str = "`interval`";
     const EXPECTED: &str = "seconds, or an ISO 8601 duration such as `PT30S`";
     let length = match value {
-        Value::Number(seconds) => {
-            seconds.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        }
+        Value::Number(seconds) => seconds.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
         Value::String(text) => Some(iso_duration(&text)?),
         _ => None,
     };

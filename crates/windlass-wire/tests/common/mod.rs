@@ -92,11 +92,7 @@ pub(crate) fn amqp_frames(recorded: &Value) -> Vec<Frame> {
         } else if let Some(content) = entry.get("content")
             && let Some(args) = address.get(&on)
         {
-            frames.push(amqp_frame(
-                content,
-                args["exchange"].as_str().unwrap(),
-                args["routing_key"].as_str().unwrap(),
-            ));
+            frames.push(amqp_frame(content, args["exchange"].as_str().unwrap(), args["routing_key"].as_str().unwrap()));
         }
     }
     frames

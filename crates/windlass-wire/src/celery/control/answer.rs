@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use windlass_core::Timestamp;
 
 use crate::celery::iso_time;
@@ -120,7 +120,7 @@ pub fn scheduled(eta: Timestamp, info: &TaskInfo) -> Value {
 /// The answer to `query_task`: what is known of each id, as a word and a task.
 pub fn query_task(found: &[(&str, TaskInfo)]) -> Value {
     let entries = found.iter().map(|(word, info)| (info.id.clone(), json!([word, info])));
-    Value::Object(Map::from_iter(entries))
+    Value::Object(entries.collect())
 }
 
 /// A queue as `active_queues` shows it: direct and durable, bound to an exchange of its name.

@@ -182,7 +182,11 @@ impl Command {
                 signal: of.text("signal").unwrap_or_else(|| "SIGTERM".to_owned()),
             },
             "revoke_by_stamped_headers" => Self::RevokeByStamps {
-                headers: arguments.get("headers").and_then(Value::as_object).cloned().ok_or("`headers` must be an object")?,
+                headers: arguments
+                    .get("headers")
+                    .and_then(Value::as_object)
+                    .cloned()
+                    .ok_or("`headers` must be an object")?,
                 terminate: of.flag("terminate"),
                 signal: of.text("signal").unwrap_or_else(|| "SIGTERM".to_owned()),
             },

@@ -111,8 +111,10 @@ impl Request {
                 let matcher = if body.matcher.as_deref() == Some("pcre") { Matcher::Pcre } else { Matcher::Glob };
                 Destination::Pattern(pattern, matcher)
             }
-            (Some(nodes), _) => Destination::Nodes(command::texts(nodes, DESTINATIONS_MAX)
-                .ok_or(Malformed::shape("`destination`", "a list of node names"))?),
+            (Some(nodes), _) => Destination::Nodes(
+                command::texts(nodes, DESTINATIONS_MAX)
+                    .ok_or(Malformed::shape("`destination`", "a list of node names"))?,
+            ),
         };
         let seconds = frame.headers.get("expires").and_then(Value::as_f64).filter(|seconds| *seconds > 0.0);
         Ok(Self {
@@ -282,7 +284,13 @@ fn step(pattern: &[char], char: char) -> Step {
         ['?', ..] => Step::Matches(1),
         ['[', rest @ ..] => match rest.iter().skip(1).position(|char| *char == ']') {
             // Without an end it is a bracket like any other character.
-            None => if char == '[' { Step::Matches(1) } else { Step::Differs },
+            None => {
+                if char == '[' {
+                    Step::Matches(1)
+                } else {
+                    Step::Differs
+                }
+            }
             Some(end) => {
                 let set = &rest[..=end];
                 let (negated, set) = match set {
@@ -292,7 +300,13 @@ fn step(pattern: &[char], char: char) -> Step {
                 if in_set(set, char) == negated { Step::Differs } else { Step::Matches(end + 3) }
             }
         },
-        [first, ..] => if *first == char { Step::Matches(1) } else { Step::Differs },
+        [first, ..] => {
+            if *first == char {
+                Step::Matches(1)
+            } else {
+                Step::Differs
+            }
+        }
     }
 }
 

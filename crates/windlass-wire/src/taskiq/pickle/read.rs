@@ -298,7 +298,9 @@ impl Machine<'_> {
             (Some(instruction), Some(name)) => {
                 format!("{instruction} looks up or calls `{name}`, and only plain data is read")
             }
-            (Some(instruction), None) => format!("{instruction} looks up or calls something, and only plain data is read"),
+            (Some(instruction), None) => {
+                format!("{instruction} looks up or calls something, and only plain data is read")
+            }
             (None, _) => format!("instruction 0x{opcode:02x} does not build plain data"),
         };
         self.error(&reason)
