@@ -247,7 +247,7 @@ fn messages_that_cannot_be_read_are_refused_with_a_reason() {
     let good = r#"{"task_id": "1", "task_name": "a:b", "labels": {"n": "x"}, "labels_types": {"n": 3}, "args": [], "kwargs": {}}"#;
     assert!(Message::decode(good.as_bytes()).is_ok());
     for (bytes, reason) in [
-        ("".to_owned(), "message is not JSON"),
+        (String::new(), "message is not JSON"),
         ("[1]".to_owned(), "message must be a JSON object"),
         ("{}".to_owned(), "message is not JSON that can be read: missing field `task_id`"),
         (good.replace("\"1\"", "1"), "message is not JSON that can be read: invalid type: integer `1`"),
