@@ -294,6 +294,29 @@ fn names_that_break_our_rules_are_refused_when_the_task_is_made() {
 }
 
 #[test]
+fn a_header_of_a_stranger_does_not_pass_for_a_request() {
+    let mut message = message("msg-redis-delay-args");
+    let forged = Request::new("other", "forged").to_text();
+    message.request.extra.insert(windlass_wire::celery::REQUEST_HEADER.to_owned(), json!(forged));
+    let mut envelope = message.envelope(Broker::Redis, QueueName::known("q")).unwrap();
+    assert_eq!(Request::of(&envelope), Ok(None));
+    message.request.attach(&mut envelope).unwrap();
+    assert_eq!(Request::of(&envelope).unwrap(), Some(message.request), "it is kept where it belongs");
+}
+
+#[test]
+fn a_request_that_does_not_fit_into_a_header_is_refused_and_changes_nothing() {
+    let mut message = message("msg-redis-delay-args");
+    message.request.canvas.chain =
+        vec![windlass_wire::celery::Signature::new("next").option("headers", json!({"x": "y".repeat(16 * 1024)}))];
+    let mut envelope = message.envelope(Broker::Redis, QueueName::known("q")).unwrap();
+    let before = envelope.clone();
+    assert_eq!(message.request.attach(&mut envelope).unwrap_err().kind(), "too_large");
+    assert_eq!(envelope, before);
+    assert_eq!(Request::from_text(&message.request.to_text()).as_ref(), Ok(&message.request));
+}
+
+#[test]
 fn a_body_that_nests_too_deeply_is_refused() {
     let mut frame = message_frame(&vector("celery", "msg-redis-delay-args")["messages"][0]);
     frame.body = format!("[[{}{}], {{}}, {{}}]", "[".repeat(100_000), "]".repeat(100_000)).into_bytes();

@@ -88,6 +88,13 @@ fn labels_have_the_types_that_they_had() {
 }
 
 #[test]
+fn a_label_cannot_take_the_name_of_the_header_that_types_travel_in() {
+    let mut message = message("msg-list-args");
+    message.labels.0.insert("taskiq".to_owned(), Label::Int(1));
+    assert_eq!(message.envelope(Broker::Redis, QueueName::known("q")).unwrap_err().kind(), "shape");
+}
+
+#[test]
 fn labels_that_change_behaviour_reach_the_task() {
     let envelope = |name: &str| message(name).envelope(Broker::Amqp, QueueName::known("q")).unwrap();
     assert_eq!(envelope("msg-list-timeout").hard_limit, Some(Duration::from_millis(1500)));

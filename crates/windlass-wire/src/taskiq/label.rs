@@ -153,8 +153,11 @@ impl Labels {
     /// Puts the labels into the envelope's headers as text, and their types into [`LABELS_HEADER`].
     ///
     /// # Errors
-    /// [`Malformed`] when the headers would break their limit; the envelope is unchanged.
+    /// [`Malformed`] when the headers would break their limit or a label is called [`LABELS_HEADER`]; the envelope is unchanged.
     pub fn attach(&self, envelope: &mut Envelope) -> Result<(), Malformed> {
+        if self.0.contains_key(LABELS_HEADER) {
+            return Err(Malformed::shape("the name of a label", "another one than `taskiq`, which is taken"));
+        }
         let types: Map<String, Value> =
             self.0.iter().map(|(name, label)| (name.clone(), json!(label.code().unwrap_or(UNTYPED)))).collect();
         let mut headers = envelope.headers.clone();
