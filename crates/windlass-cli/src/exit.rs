@@ -31,6 +31,10 @@ pub enum Exit {
     Partial,
     /// What was waited for has not happened in time.
     TimedOut,
+    /// A child of a supervisor left because a handler does not give its thread back.
+    Stuck,
+    /// A child of a supervisor left because it used more memory than it may.
+    OutOfMemory,
     /// Ended by Ctrl-C.
     Interrupted,
     /// Ended by SIGTERM.
@@ -50,6 +54,8 @@ impl Exit {
             Self::Denied => 6,
             Self::Partial => 7,
             Self::TimedOut => 8,
+            Self::Stuck => 75,
+            Self::OutOfMemory => 76,
             Self::Interrupted => 130,
             Self::Terminated => 143,
         }
@@ -191,6 +197,12 @@ impl From<PushError> for Problem {
         match error {
             PushError::Invalid(error) => error.into(),
             PushError::Name(error) => Self::usage(error, "see `windlass enqueue --help`"),
+            PushError::NoUniqueKey(_) => Self::usage(error, "see `windlass enqueue --help`"),
+            PushError::Full { .. } => Self::new(
+                Exit::Conflict,
+                &error,
+                "nothing was enqueued: try again when there is room, or start more workers",
+            ),
             PushError::Store(error) => error.into(),
             PushError::Deadline(_) => Self::new(
                 Exit::Unreachable,

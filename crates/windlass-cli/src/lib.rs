@@ -38,6 +38,7 @@ mod program;
 mod select;
 mod settings;
 mod signals;
+mod supervisor;
 mod task_args;
 
 use std::process::ExitCode;

@@ -86,6 +86,13 @@ enum Told {
     Dump,
 }
 
+/// SIGTSTP, which has no constant in tokio; its number is the same on Linux for every processor but MIPS and SPARC.
+#[cfg(unix)]
+pub(crate) fn stop_kind() -> tokio::signal::unix::SignalKind {
+    let number = if cfg!(any(target_os = "macos", target_os = "freebsd")) { 18 } else { 20 };
+    tokio::signal::unix::SignalKind::from_raw(number)
+}
+
 #[cfg(unix)]
 #[derive(Debug)]
 struct Kinds {
@@ -100,12 +107,10 @@ struct Kinds {
 impl Kinds {
     fn catch() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        // SIGTSTP has no constant in tokio; its number is the same on Linux for every processor but MIPS and SPARC.
-        let tstp = SignalKind::from_raw(if cfg!(any(target_os = "macos", target_os = "freebsd")) { 18 } else { 20 });
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
-            tstp: signal(tstp)?,
+            tstp: signal(stop_kind())?,
             usr1: signal(SignalKind::user_defined1())?,
             usr2: signal(SignalKind::user_defined2())?,
         })

@@ -20,11 +20,13 @@ use tokio_util::sync::CancellationToken;
 use crate::envelope::Envelope;
 use crate::error::BoxError;
 use crate::flow::{Follow, NewGroup};
+use crate::limit::{LimitChange, LimitsView};
+use crate::note::{NoteAnswer, NoteAsk};
 use crate::schedule::Schedule;
 use crate::state::Verdict;
 use crate::transfer::{Transfer, Transferred};
 use crate::view::{Counts, Cursor, Filter, Info, Listing, Node, NodeInfo, Page, Progress, Record, ScheduleRecord};
-use crate::{NodeId, Priority, QueueName, ScheduleId, State, TaskId, TaskName, Timestamp};
+use crate::{Json, NodeId, Priority, QueueName, ScheduleId, SignalName, State, TaskId, TaskName, Timestamp};
 
 /// The most tasks in one claim, renewal or settle.
 pub const BATCH_MAX: usize = 1_000;
@@ -40,14 +42,16 @@ pub const WAIT_MAX: Duration = Duration::from_secs(60);
 pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Stores tasks and groups, all or none. Durable when it returns.
     ///
-    /// A task whose id or unique key is taken is [`Pushed::Exists`]; the others of the batch are stored. At most
+    /// A task whose id or unique key is taken is [`Pushed::Exists`], or [`Pushed::Replaced`] when its unique key says so; one
+    /// whose queue is full is [`Pushed::Full`]; the others of the batch are stored. At most
     /// [`PUSH_MAX`](crate::envelope::PUSH_MAX) envelopes, or [`GROUP_MAX`](crate::flow::GROUP_MAX) when a group is
     /// created with them. The answers are in the order of the envelopes.
     async fn push(&self, push: &Push) -> Result<Vec<Pushed>, StoreError>;
 
     /// Takes up to [`Demand::max`] ready tasks, oldest rank first, and leases them to the node. Waits for the first one
     /// up to [`Demand::wait`]; due tasks count as ready. Never takes a task of a paused queue or name, or one that
-    /// has expired, and nothing from a store that is closed.
+    /// has expired, and nothing from a store that is closed. Every gate of a task lets it pass, or it stays where it is
+    /// ([`crate::limit`]); the keys of a queue take turns ([`crate::fair`]).
     async fn claim(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError>;
 
     /// Renews leases from now on for `lease`, and records progress. A holder that is renewed in time never loses its task.
@@ -86,6 +90,15 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Creates, edits, pauses, removes or fires a schedule.
     async fn schedule(&self, change: &ScheduleChange) -> Result<ScheduleChanged, StoreError>;
 
+    /// The limits, and what is counted for them now.
+    async fn limits(&self) -> Result<LimitsView, StoreError>;
+
+    /// Sets, removes, holds or resets a limit; answers whether anything has changed. Holds for every claim from here on.
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError>;
+
+    /// Reads and changes notes; see [`crate::note`].
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError>;
+
     /// Waits until at least one of these tasks has ended, up to `wait`; answers those that have. An id that is not known
     /// counts as not ended.
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError>;
@@ -113,6 +126,13 @@ pub enum Pushed {
     Stored,
     /// Its id or its unique key is taken by this task; nothing was stored.
     Exists(TaskId),
+    /// Its unique key is taken by this task, which waits: that one has got its arguments.
+    Replaced(TaskId),
+    /// Its queue holds as many waiting tasks as it may; nothing was stored.
+    Full {
+        /// That many.
+        limit: u64,
+    },
 }
 
 /// What a worker asks for.
@@ -147,6 +167,8 @@ pub struct Claim {
     pub enqueued_at: Timestamp,
     /// When it could have been started.
     pub ready_at: Timestamp,
+    /// What earlier attempts remembered, and the signals sent to it: lines of [`crate::memo`]. Mostly empty.
+    pub memo: String,
 }
 
 /// The proof of a claim.
@@ -167,6 +189,8 @@ pub struct Renewal {
     pub receipt: Receipt,
     /// What the handler reported since the last renewal.
     pub progress: Option<Progress>,
+    /// Lines to be added to the task's memo ([`crate::memo`]); only when the lease is held.
+    pub memo: Option<String>,
 }
 
 /// What became of a lease.
@@ -256,13 +280,21 @@ pub enum TaskAction {
     Reprioritise(Priority),
     /// Makes a scheduled task ready at once.
     RunNow,
+    /// Adds a signal to the memo of a task that has not ended, and makes it ready when it waits for that signal. A memo
+    /// that is full takes none.
+    Signal {
+        /// Which.
+        name: SignalName,
+        /// What is sent with it.
+        value: Json,
+    },
 }
 
 impl TaskAction {
     /// Whether the action has a meaning for a task in this state.
     pub fn applies_to(&self, state: State) -> bool {
         match self {
-            Self::Cancel => !state.is_final(),
+            Self::Cancel | Self::Signal { .. } => !state.is_final(),
             Self::Retry | Self::Discard => state.is_final(),
             Self::Move(_) | Self::Reprioritise(_) => {
                 matches!(state, State::Scheduled | State::Ready | State::Parked)

@@ -3,18 +3,23 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::backend::{Claim, Receipt};
+use crate::backend::{Claim, Receipt, Settled};
 use crate::client::Client;
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, RESULT_BYTES_MAX};
 use crate::error::cut;
+use crate::flow;
+use crate::limit::{Gate, LimitChange};
+use crate::steps::Steps;
 use crate::view::{PROGRESS_TEXT_BYTES_MAX, Progress};
-use crate::{Clock, NodeId, TaskId, Timestamp};
+use crate::{Clock, Json, NodeId, StoreError, TaskError, TaskId, Timestamp, Verdict};
 
 /// What every attempt on a node shares.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub struct Surroundings {
     pub client: Client,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// For how long a lease is renewed.
+    pub lease: Duration,
 }
 
 /// One attempt of one task.
@@ -46,6 +53,11 @@ pub struct Call {
     pub(crate) slot: usize,
     pub(crate) stop: Stop,
     progress: Mutex<Option<Progress>>,
+    pub(crate) steps: Mutex<Steps>,
+    /// What a transaction of the application completes the task with, once [`Call::completion`] was asked for.
+    completion: Mutex<Option<Verdict>>,
+    /// Shared with the blocking thread that runs the handler, as long as there is one.
+    thread: Arc<()>,
 }
 
 impl Call {
@@ -61,6 +73,9 @@ impl Call {
             slot,
             stop: Stop::default(),
             progress: Mutex::new(None),
+            steps: Mutex::new(Steps::of(&claim.memo)),
+            completion: Mutex::new(None),
+            thread: Arc::new(()),
         }
     }
 
@@ -93,6 +108,50 @@ impl Call {
     /// The newest report that has not been taken yet.
     pub(crate) fn take_progress(&self) -> Option<Progress> {
         self.progress.lock().take()
+    }
+
+    /// Holds a gate shut for a time: what a handler does when a service answers "retry after". Every worker heeds it from its
+    /// next claim on; the task itself should end with [`TaskError::Throttled`](crate::TaskError::Throttled).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn hold(&self, gate: Gate, time: Duration) -> Result<(), StoreError> {
+        self.client().backend().limit(&LimitChange::Hold { gate, time }).await.map(drop)
+    }
+
+    /// The settle that ends this attempt with this output, for `complete_in` of the stores: the application applies it in a
+    /// transaction of its own, together with the effects of the task, commits, and returns the same output.
+    ///
+    /// From here on the handler's `Ok` does not end the task: the transaction does. When it was not committed, the attempt has
+    /// failed.
+    ///
+    /// # Errors
+    /// [`TaskError::Fatal`] when the output cannot be stored.
+    pub fn completion<T: Serialize>(&self, output: &T) -> Result<Settled, TaskError> {
+        let result =
+            Json::of(output).map_err(|error| TaskError::fatal(format_args!("the result cannot be stored: {error}")))?;
+        if result.as_str().len() > RESULT_BYTES_MAX {
+            return Err(TaskError::fatal(format_args!("the result takes more than {RESULT_BYTES_MAX} bytes")));
+        }
+        let verdict = Verdict::Succeeded { result, skipped: None };
+        *self.completion.lock() = Some(verdict.clone());
+        let follow = flow::follow(&self.envelope, &verdict);
+        Ok(Settled { receipt: self.receipt.clone(), verdict, follow })
+    }
+
+    /// The verdict that a transaction of the application may have recorded.
+    pub(crate) fn completed_with(&self) -> Option<Verdict> {
+        self.completion.lock().clone()
+    }
+
+    /// To be held by the blocking thread that runs the handler.
+    pub(crate) fn takes_thread(&self) -> Arc<()> {
+        Arc::clone(&self.thread)
+    }
+
+    /// Whether a blocking thread runs the handler, or is about to.
+    pub(crate) fn has_thread(&self) -> bool {
+        Arc::strong_count(&self.thread) > 1
     }
 
     /// Why the handler should end now, when it should.
@@ -158,6 +217,7 @@ impl fmt::Display for StopReason {
 pub(crate) struct Stop {
     asked: AtomicU8,
     dropped: AtomicU8,
+    begun: AtomicBool,
     told: Notify,
     runner: AtomicWaker,
 }
@@ -175,6 +235,16 @@ impl Stop {
         self.ask(reason);
         self.dropped.store(code(reason), Ordering::Release);
         self.runner.wake();
+    }
+
+    /// The handler has had a thread for the first time.
+    pub(crate) fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+    }
+
+    /// Whether it ever had one: it has not when others have kept every thread since it was claimed.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     pub(crate) fn asked(&self) -> Option<StopReason> {

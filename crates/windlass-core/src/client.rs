@@ -1,5 +1,7 @@
 //! What producers use: enqueue tasks, wait for their results, change them.
 
+mod outcome;
+
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
@@ -11,15 +13,18 @@ use tokio::time::Instant;
 
 use crate::args::InvalidArgs;
 use crate::backend::{Backend, Command, Commanded, Push, Pushed, StoreError, Target, TaskAction, WAIT_MAX};
-use crate::envelope::{Due, Envelope, InvalidEnvelope, PUSH_MAX, Unique};
+use crate::envelope::{Due, Envelope, InvalidEnvelope, OnConflict, PUSH_MAX, Unique, UniqueHold};
 use crate::middleware::Middleware;
 use crate::retry::Backoff;
 use crate::task::Task;
 use crate::view::{Filter, Page, Record};
 use crate::workflow::{Chain, IntoStep, Workflow, chain};
 use crate::{
-    Clock, Failure, InvalidName, Json, Key, Priority, QueueName, State, SystemClock, TaskId, Timestamp, UniqueKey,
+    Clock, InvalidName, Json, Key, Priority, QueueName, SignalName, SystemClock, TaskId, Timestamp, UniqueKey,
 };
+
+pub use outcome::WaitError;
+use outcome::{output_of, result_of};
 
 /// How long a push tries before it gives up.
 pub const PUSH_DEADLINE: Duration = Duration::from_secs(5);
@@ -61,6 +66,21 @@ impl Client {
         &self.inner.backend
     }
 
+    /// The time by the client's clock.
+    pub fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+
+    /// Sends a signal to a task that has not ended; see [`Call::wait_for`](crate::call::Call::wait_for). Answers whether it
+    /// was taken: a task that has ended, that is not known, or whose memo is full takes none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn signal(&self, id: &TaskId, name: SignalName, value: Json) -> Result<bool, StoreError> {
+        let (target, action) = (Target::Ids(vec![id.clone()]), TaskAction::Signal { name, value });
+        Ok(self.inner.backend.command(&Command::Tasks { target, action }).await?.changed == 1)
+    }
+
     /// Enqueues a task. Await the builder; nothing happens before that.
     pub fn enqueue<T: Task>(&self, task: T) -> Enqueue<T> {
         Enqueue { client: self.clone(), chain: chain(task), mistake: None, output: PhantomData }
@@ -70,13 +90,14 @@ impl Client {
     /// not at all.
     ///
     /// # Errors
-    /// [`PushError`]; batches before the one that failed are stored.
+    /// [`PushError`]; batches before the one that failed are stored, and of a full queue the tasks that fitted.
     pub async fn enqueue_all<T: Task>(&self, tasks: impl IntoIterator<Item = T>) -> Result<Vec<Handle<T>>, PushError> {
         let now = self.inner.clock.now();
         let envelopes: Vec<Envelope> =
             tasks.into_iter().map(|task| Envelope::of(&task, now)).collect::<Result<_, _>>()?;
+        let queues: Vec<QueueName> = envelopes.iter().map(|envelope| envelope.queue.clone()).collect();
         let pushed = self.push(envelopes).await?;
-        Ok(pushed.into_iter().map(|(id, pushed)| Handle::new(self, id, pushed)).collect())
+        queues.into_iter().zip(pushed).map(|(queue, (id, pushed))| Handle::of(self, queue, id, pushed)).collect()
     }
 
     /// Enqueues envelopes as they are: for producers that know tasks by name only. In batches of [`PUSH_MAX`].
@@ -105,14 +126,19 @@ impl Client {
     pub async fn start(&self, workflow: impl Into<Workflow>) -> Result<Started, PushError> {
         let (id, mut push) = workflow.into().into_push(self.inner.clock.now())?;
         self.prepare(&mut push.envelopes)?;
-        self.store(&push).await?;
+        let pushed = self.store(&push).await?;
+        for (envelope, pushed) in push.envelopes.iter().zip(pushed) {
+            if let Pushed::Full { limit } = pushed {
+                return Err(PushError::Full { queue: envelope.queue.clone(), limit });
+            }
+        }
         let tasks = push.envelopes.into_iter().map(|envelope| envelope.id).collect();
         Ok(Started { id, tasks, client: self.clone() })
     }
 
     /// A task that was enqueued before, by its id.
     pub fn handle<T: Task>(&self, id: TaskId) -> Handle<T> {
-        Handle::new(self, id, Pushed::Stored)
+        Handle { id, fresh: Fresh::New, client: self.clone(), output: PhantomData }
     }
 
     /// What the store knows of a task; `None` when it knows nothing (any more).
@@ -224,7 +250,7 @@ impl<T: Task> Enqueue<T> {
     /// Refuses a second task of this kind with the same key while the first has not ended.
     pub fn unique(self, key: &str) -> Self {
         self.try_with(|envelope| {
-            envelope.unique = Some(Unique { key: unique_key(envelope, key)?, window: None });
+            envelope.unique = Some(Unique::new(unique_key(envelope, key)?));
             Ok(())
         })
     }
@@ -232,8 +258,29 @@ impl<T: Task> Enqueue<T> {
     /// Refuses a second task of this kind with the same key for this long, whether or not the first has ended.
     pub fn unique_for(self, key: &str, window: Duration) -> Self {
         self.try_with(|envelope| {
-            envelope.unique = Some(Unique { key: unique_key(envelope, key)?, window: Some(window) });
+            envelope.unique = Some(Unique::new(unique_key(envelope, key)?).for_window(window));
             Ok(())
+        })
+    }
+
+    /// What a second push does while the key is taken; [`OnConflict::Keep`] without it. Comes after [`Enqueue::unique`].
+    pub fn on_conflict(self, on_conflict: OnConflict) -> Self {
+        self.with_unique("on_conflict", |unique| unique.on_conflict = on_conflict)
+    }
+
+    /// Gives the key back when the task is claimed for the first time, so that one may wait while another runs. Comes after
+    /// [`Enqueue::unique`].
+    pub fn until_started(self) -> Self {
+        self.with_unique("until_started", |unique| unique.hold = UniqueHold::Started)
+    }
+
+    fn with_unique(self, option: &'static str, change: impl FnOnce(&mut Unique)) -> Self {
+        self.try_with(|envelope| match &mut envelope.unique {
+            Some(unique) => {
+                change(unique);
+                Ok(())
+            }
+            None => Err(PushError::NoUniqueKey(option)),
         })
     }
 
@@ -304,9 +351,10 @@ impl<T: Task> Enqueue<T> {
             return Err(mistake);
         }
         let (_, push) = Workflow::from(self.chain).into_push(self.client.inner.clock.now())?;
-        let mut pushed = self.client.push(push.envelopes).await?;
-        let (id, pushed) = pushed.pop().ok_or_else(|| StoreError::Broken("the store answered nothing".to_owned()))?;
-        Ok(Handle::new(&self.client, id, pushed))
+        let nothing = || StoreError::Broken("the store answered nothing".to_owned());
+        let queue = push.envelopes.first().ok_or_else(nothing)?.queue.clone();
+        let (id, pushed) = self.client.push(push.envelopes).await?.pop().ok_or_else(nothing)?;
+        Handle::of(&self.client, queue, id, pushed)
     }
 }
 
@@ -337,6 +385,17 @@ pub enum PushError {
     /// Its key breaks the rule of keys.
     #[error(transparent)]
     Name(#[from] InvalidName),
+    /// An option of unique keys was given before the key.
+    #[error("`{0}` is an option of a unique key: call `unique` or `unique_for` first")]
+    NoUniqueKey(&'static str),
+    /// Its queue holds as many waiting tasks as it may. Nothing is stored: wait, or shed load.
+    #[error("the queue `{queue}` is full: {limit} tasks wait in it")]
+    Full {
+        /// Which queue.
+        queue: QueueName,
+        /// How many it may hold.
+        limit: u64,
+    },
     /// The store could not, until the deadline. Nothing is stored, or, when its answer was lost, everything.
     #[error("the task is not enqueued: {0}")]
     Store(#[from] StoreError),
@@ -368,15 +427,20 @@ pub enum Fresh {
     New,
     /// A task with this id or unique key was there already, and nothing was stored.
     Existing,
+    /// A task with this unique key waits, and has got the new arguments.
+    Replaced,
 }
 
 impl<T> Handle<T> {
-    fn new(client: &Client, id: TaskId, pushed: Pushed) -> Self {
+    /// The handle of what the store answered to a push into `queue`.
+    fn of(client: &Client, queue: QueueName, id: TaskId, pushed: Pushed) -> Result<Self, PushError> {
         let (id, fresh) = match pushed {
             Pushed::Stored => (id, Fresh::New),
             Pushed::Exists(other) => (other, Fresh::Existing),
+            Pushed::Replaced(other) => (other, Fresh::Replaced),
+            Pushed::Full { limit } => return Err(PushError::Full { queue, limit }),
         };
-        Self { id, fresh, client: client.clone(), output: PhantomData }
+        Ok(Self { id, fresh, client: client.clone(), output: PhantomData })
     }
 
     /// What the store knows of it now.
@@ -527,50 +591,4 @@ impl Client {
             }
         }
     }
-}
-
-/// Why there is no output.
-#[derive(Debug, thiserror::Error)]
-pub enum WaitError {
-    /// It has not ended in time; it goes on.
-    #[error("the task has not ended within {}", crate::format_duration(*.0))]
-    Timeout(Duration),
-    /// It gave up.
-    #[error("the task gave up: {0}")]
-    Dead(Failure),
-    /// It was cancelled, or was not started in time.
-    #[error("the task is {0}")]
-    Ended(State),
-    /// It ended well, but its result was not kept, or it said that there was nothing to do.
-    #[error("the task has no result{}", .0.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
-    NoResult(Option<String>),
-    /// Its result has another shape than the task's output.
-    #[error("the result does not fit the task's output: {0}")]
-    Shape(crate::InvalidJson),
-    /// The store could not.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-fn result_of(record: &Record) -> Result<Json, WaitError> {
-    match record.state {
-        State::Succeeded => match (&record.result, &record.skipped) {
-            (Some(result), None) => Ok(result.clone()),
-            (_, skipped) => Err(WaitError::NoResult(skipped.clone())),
-        },
-        State::Dead => {
-            let failure = record.failure.clone();
-            Err(WaitError::Dead(failure.unwrap_or_else(|| Failure::new("unknown", "no failure is recorded"))))
-        }
-        state @ (State::Scheduled
-        | State::Ready
-        | State::Running
-        | State::Parked
-        | State::Cancelled
-        | State::Expired) => Err(WaitError::Ended(state)),
-    }
-}
-
-fn output_of<O: serde::de::DeserializeOwned>(record: &Record) -> Result<O, WaitError> {
-    result_of(record)?.to().map_err(WaitError::Shape)
 }

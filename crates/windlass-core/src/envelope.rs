@@ -53,6 +53,64 @@ pub struct Unique {
     /// How long the key is taken, from the push on. Without it: until the task has ended.
     #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
     pub window: Option<Duration>,
+    /// Without a window: until when its task holds the key.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hold: UniqueHold,
+    /// What a second push does while the key is taken.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_conflict: OnConflict,
+}
+
+impl Unique {
+    /// A key that is taken until its task has ended.
+    pub fn new(key: UniqueKey) -> Self {
+        Self { key, window: None, hold: UniqueHold::default(), on_conflict: OnConflict::default() }
+    }
+
+    /// A key that is taken for this long from the push on, whether or not its task has ended.
+    #[must_use]
+    pub fn for_window(self, window: Duration) -> Self {
+        Self { window: Some(window), ..self }
+    }
+
+    /// The time from which a task may start that takes the place of one that waits: `waiting` is when that one may start,
+    /// `now` when it is ready. The key is taken since `taken_at`.
+    pub fn due_of_replacement(&self, new: Due, waiting: Option<Timestamp>, taken_at: Timestamp, now: Timestamp) -> Due {
+        match self.on_conflict {
+            OnConflict::Keep | OnConflict::Replace => waiting.map_or(Due::Now, Due::At),
+            // A stream of pushes must not put it off for ever.
+            OnConflict::Debounce => match (new.instant(now), self.window) {
+                (Some(due), Some(window)) => Due::At(due.min(taken_at + window)),
+                (Some(due), None) => Due::At(due),
+                (None, _) => Due::Now,
+            },
+        }
+    }
+}
+
+/// Until when a task holds its unique key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniqueHold {
+    /// Until it has ended: there is one, waiting or running.
+    #[default]
+    Ended,
+    /// Until it is claimed for the first time: one waits, and another may run.
+    Started,
+}
+
+/// What a second push with the same unique key does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnConflict {
+    /// Nothing: the first stays as it is.
+    #[default]
+    Keep,
+    /// Gives its arguments, headers and priority to the first, when that waits; its time stays.
+    Replace,
+    /// As [`OnConflict::Replace`], and the first starts when the second would: after a quiet time. With a window, that time
+    /// is put off by the window at most.
+    Debounce,
 }
 
 /// Where a task came from; a label of metrics and listings.
@@ -429,7 +487,7 @@ mod tests {
         envelope.due = Due::At(Timestamp::from_secs(1_800_000_000));
         envelope.expires = Some(Timestamp::from_micros(1_900_000_000_123_456));
         envelope.key = Some(Key::known("tenant 1"));
-        envelope.unique = Some(Unique { key: UniqueKey::known("u"), window: Some(Duration::from_secs(60)) });
+        envelope.unique = Some(Unique::new(UniqueKey::known("u")).for_window(Duration::from_secs(60)));
         envelope.retries = Some(3);
         envelope.backoff = Some(Backoff::formula("1s * 2^n"));
         envelope.hard_limit = Some(Duration::from_millis(1500));

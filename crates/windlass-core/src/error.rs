@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Timestamp;
 use crate::redact;
+use crate::{SignalName, Timestamp};
 
 /// An error of any kind, as libraries hand it over.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -31,7 +31,7 @@ pub const ERROR_CLASS_BYTES_MAX: usize = 120;
 /// }
 /// assert!(matches!(parse("x"), Err(TaskError::Failed(_))));
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum TaskError {
     /// It failed: retried by the task's policy. What `?` makes.
     Failed(Failure),
@@ -58,6 +58,15 @@ pub enum TaskError {
     Snooze {
         /// How long to wait.
         after: Duration,
+    },
+    /// It waits for a signal; made by [`Call::wait_for`](crate::call::Call::wait_for), passed on by `?`. No attempt spent.
+    Awaits {
+        /// Which.
+        signal: SignalName,
+        /// How much of the memo this attempt has seen.
+        seen: usize,
+        /// How long it waits at most.
+        at_most: Duration,
     },
     /// There was nothing to do: ends the task as succeeded, with the reason and without a result.
     Skipped {

@@ -7,7 +7,7 @@ use crate::backend::Settlement;
 use crate::call::Call;
 use crate::state::Verdict;
 use crate::view::NodePhase;
-use crate::{ScheduleId, StoreError, TaskId, Timestamp};
+use crate::{ScheduleId, StoreError, TaskId, TaskName, Timestamp};
 
 /// Something that happened.
 #[derive(Debug)]
@@ -31,6 +31,15 @@ pub enum Event {
     Stuck(Arc<Call>),
     /// The node begins or ends a part of its life.
     Phase(NodePhase),
+    /// The node has fewer slots than a batch takes: its batches are smaller.
+    SmallBatches {
+        /// Of which task.
+        task: TaskName,
+        /// How many tasks its handler would take.
+        takes: usize,
+        /// How many slots there are.
+        slots: usize,
+    },
     /// The store failed at this; it is tried again after `again_in`.
     StoreFailed {
         /// At what: `claim`, `settle` and so on.
@@ -83,6 +92,12 @@ pub trait Listener: Send + Sync {
     fn on_event(&self, event: &Event);
 }
 
+impl<L: Listener + ?Sized> Listener for Arc<L> {
+    fn on_event(&self, event: &Event) {
+        (**self).on_event(event);
+    }
+}
+
 /// Writes what happened to the log: one line an event, with fields, without arguments and results.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Log;
@@ -119,6 +134,13 @@ impl Listener for Log {
                 tracing::info!(event = "worker_draining", "worker finishes what it has");
             }
             Event::Phase(NodePhase::Stopped) => tracing::info!(event = "worker_stopped", "worker stopped"),
+            Event::SmallBatches { task, takes, slots } => tracing::warn!(
+                event = "batches_small",
+                task_name = %task,
+                takes,
+                slots,
+                "batches are no larger than the slots of the worker"
+            ),
             Event::StoreFailed { operation, error, again_in } => tracing::warn!(
                 event = "store_failed",
                 operation,
@@ -186,6 +208,13 @@ fn log_settled(call: &Call, verdict: &Verdict, ran: Duration, settlement: Settle
         Verdict::Again { failure: None, after, .. } => {
             line!(debug, "task_snoozed", "task runs again later", again_in_ms = after.as_millis() as u64);
         }
+        Verdict::Awaits { signal, at_most, .. } => line!(
+            debug,
+            "task_awaits",
+            "task waits for a signal",
+            signal = %signal,
+            at_most_ms = at_most.as_millis() as u64
+        ),
         Verdict::Dead { reason, failure } => line!(
             error,
             "task_dead",

@@ -43,6 +43,10 @@ pub struct Flow {
     /// The place in a group that the last step reports to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<Member>,
+    /// The places in groups that this very task reports to, whatever follows it: in a graph, those of the tasks that wait for
+    /// it and for others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joins: Vec<Member>,
 }
 
 /// One step of a workflow.
@@ -118,14 +122,14 @@ pub struct Follow {
     pub cause: Option<Failure>,
     /// Created before anything arrives at them; a group that is known already is left alone.
     pub groups: Vec<NewGroup>,
-    /// Counted at its group.
-    pub arrive: Option<Arrival>,
+    /// Counted at their groups.
+    pub arrive: Vec<Arrival>,
 }
 
 impl Follow {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.push.is_empty() && self.stranded.is_empty() && self.groups.is_empty() && self.arrive.is_none()
+        self.push.is_empty() && self.stranded.is_empty() && self.groups.is_empty() && self.arrive.is_empty()
     }
 }
 
@@ -230,7 +234,7 @@ impl After {
         let nothing_follows = self.push.is_empty();
         let arrive = self.member.filter(|_| nothing_follows);
         Follow {
-            arrive: arrive.map(|member| Arrival { member, outcome: Ok(results.clone()) }),
+            arrive: arrive.map(|member| Arrival { member, outcome: Ok(results.clone()) }).into_iter().collect(),
             push: self.push.into_iter().map(|envelope| Envelope { input: Some(results.clone()), ..envelope }).collect(),
             groups: self.groups,
             ..Follow::default()
@@ -240,12 +244,15 @@ impl After {
     /// What a failed group starts.
     pub fn fail(self, failure: &Failure) -> Follow {
         let input = failure_json(failure);
+        // Whoever waits for one of the tasks that will never run must hear of it.
+        let joins = self.push.iter().filter_map(|task| task.flow.as_deref()).flat_map(joins_of);
+        let members = self.member.iter().cloned().chain(joins);
         Follow {
+            arrive: members.map(|member| Arrival { member, outcome: Err(failure.clone()) }).collect(),
             push: self.otherwise.into_iter().map(|task| Envelope { input: Some(input.clone()), ..task }).collect(),
             stranded: self.push,
             cause: Some(failure.clone()),
             groups: Vec::new(),
-            arrive: self.member.map(|member| Arrival { member, outcome: Err(failure.clone()) }),
         }
     }
 }
@@ -254,11 +261,16 @@ impl After {
 pub fn follow(envelope: &Envelope, verdict: &Verdict) -> Follow {
     let Some(flow) = &envelope.flow else { return Follow::default() };
     match verdict {
-        Verdict::Succeeded { result, .. } => continue_with(flow, envelope).complete(result.clone()),
+        Verdict::Succeeded { result, .. } => {
+            let mut follow = continue_with(flow, envelope).complete(result.clone());
+            let joins = flow.joins.iter().cloned();
+            follow.arrive.extend(joins.map(|member| Arrival { member, outcome: Ok(result.clone()) }));
+            follow
+        }
         Verdict::Dead { failure, .. } => give_up(flow, envelope, failure),
         Verdict::Cancelled => give_up(flow, envelope, &Failure::new("cancelled", "the task was cancelled")),
         Verdict::Expired => give_up(flow, envelope, &Failure::new("expired", "the task was not started in time")),
-        Verdict::Again { .. } | Verdict::Released | Verdict::Parked => Follow::default(),
+        Verdict::Again { .. } | Verdict::Awaits { .. } | Verdict::Released | Verdict::Parked => Follow::default(),
     }
 }
 
@@ -281,7 +293,19 @@ fn continue_with(flow: &Flow, envelope: &Envelope) -> After {
 /// A task of a chain that gave up: the steps after it stay in its envelope, for the day it is retried.
 fn give_up(flow: &Flow, envelope: &Envelope, failure: &Failure) -> Follow {
     let otherwise = part_of(&flow.otherwise, workflow_of(envelope));
-    After { push: Vec::new(), groups: Vec::new(), member: flow.member.clone(), otherwise }.fail(failure)
+    let mut follow = After { member: flow.member.clone(), otherwise, ..After::default() }.fail(failure);
+    follow.arrive.extend(joins_of(flow).map(|member| Arrival { member, outcome: Err(failure.clone()) }));
+    follow
+}
+
+/// The places in groups that a task and everything after it report to, besides the one that its last step reports to.
+fn joins_of(flow: &Flow) -> Box<dyn Iterator<Item = Member> + '_> {
+    let tasks = flow.then.iter().flat_map(|step| match step {
+        Step::Task(task) => std::slice::from_ref(&**task),
+        Step::Group(group) => &group.tasks,
+    });
+    let later = tasks.filter_map(|task| task.flow.as_deref()).flat_map(joins_of);
+    Box::new(flow.joins.iter().cloned().chain(later))
 }
 
 /// Tasks as part of a workflow.
@@ -303,7 +327,8 @@ fn after(then: &[Step], otherwise: &[Envelope], member: Option<&Member>, workflo
     };
     match next {
         Step::Task(task) => {
-            let flow = Flow { then: rest.to_vec(), otherwise: otherwise.to_vec(), member: member.cloned() };
+            let joins = task.flow.as_deref().map(|flow| flow.joins.clone()).unwrap_or_default();
+            let flow = Flow { then: rest.to_vec(), otherwise: otherwise.to_vec(), member: member.cloned(), joins };
             After {
                 push: vec![step_of(task, flow)],
                 groups: Vec::new(),
@@ -340,6 +365,11 @@ fn failure_json(failure: &Failure) -> Json {
 }
 
 impl Flow {
+    /// Whether anything but the places it reports to follows.
+    fn has_steps(&self) -> bool {
+        !self.then.is_empty() || !self.otherwise.is_empty() || self.member.is_some()
+    }
+
     /// Checks the limits of a workflow and of every task in it.
     ///
     /// # Errors
@@ -360,7 +390,7 @@ impl Flow {
         let mut groups = depth;
         for step in &self.then {
             match step {
-                Step::Task(task) if task.flow.is_some() => {
+                Step::Task(task) if task.flow.as_deref().is_some_and(Flow::has_steps) => {
                     return refuse(format!(
                         "the step `{}` has steps of its own: put them into the same chain",
                         task.name

@@ -207,7 +207,9 @@ impl Metrics {
                 series.succeeded.inc();
                 return;
             }
-            Verdict::Again { failure: None, .. } | Verdict::Released | Verdict::Parked => return,
+            Verdict::Again { failure: None, .. } | Verdict::Awaits { .. } | Verdict::Released | Verdict::Parked => {
+                return;
+            }
             Verdict::Again { failure: Some(_), .. } | Verdict::Dead { .. } | Verdict::Cancelled | Verdict::Expired => {
                 Task::of(call)
             }
@@ -278,7 +280,7 @@ impl Listener for Metrics {
                 self.0.busy.dec();
                 self.0.stale.get_or_create(&Task::of(call)).inc();
             }
-            Event::Stuck(_) => {}
+            Event::Stuck(_) | Event::SmallBatches { .. } => {}
             Event::Phase(phase) => {
                 self.0.up.set(i64::from(*phase == NodePhase::Running));
             }

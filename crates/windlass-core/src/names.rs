@@ -147,6 +147,10 @@ name! {
     /// What must not be queued twice.
     UniqueKey, "unique key", is_printable, PRINTABLE_RULE
 }
+name! {
+    /// What a task can wait for: `approved`, `payment received`.
+    SignalName, "signal name", is_printable, PRINTABLE_RULE
+}
 
 impl Default for QueueName {
     /// The queue `default`.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use crate::batch::{Batch, Room};
 use crate::call::{Call, Cx};
 use crate::error::{BoxError, TaskError};
 use crate::middleware::Middleware;
@@ -47,15 +48,33 @@ pub struct App<S = ()> {
 struct Declared<S> {
     definition: &'static Definition,
     check: CheckArgs,
+    takes: Takes,
     bind: Bind<S>,
+}
+
+/// How many tasks one call of a handler takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Takes {
+    One,
+    Several(Batch),
 }
 
 /// Whether arguments are those of a task: what a producer asks that knows the task by name only.
 pub type CheckArgs = fn(&Args) -> Result<(), InvalidArgs>;
 
 /// Joins a handler with the state, once that exists.
-type Bind<S> = Box<dyn FnOnce(&Arc<S>) -> Run + Send>;
+type Bind<S> = Box<dyn FnOnce(&Arc<S>, &Arc<Room>) -> Run + Send>;
 type Run = Box<dyn Fn(Arc<Call>) -> BoxFuture<'static, Outcome> + Send + Sync>;
+
+impl<S> Declared<S> {
+    /// What is wrong with the registration of this task alone.
+    fn mistakes(&self) -> Vec<String> {
+        match self.takes {
+            Takes::One => Vec::new(),
+            Takes::Several(size) => size.mistakes(self.definition),
+        }
+    }
+}
 
 impl App<()> {
     /// An application without state.
@@ -120,8 +139,8 @@ impl<S: Send + Sync + 'static> App<S> {
 
     /// Registers a handler that blocks or computes: it runs on a thread of its own kind, so that it holds up nobody else.
     ///
-    /// At its hard limit the attempt is over, but its thread runs on until the handler returns and keeps its slot: watch
-    /// [`Call::stop_reason`] in loops.
+    /// At its hard limit the attempt is over, but its thread runs on until the handler returns: watch [`Call::stop_reason`]
+    /// in loops. A worker with a guard ends its process then.
     #[must_use]
     pub fn blocking_task<T, F>(self, handler: F) -> Self
     where
@@ -131,8 +150,15 @@ impl<S: Send + Sync + 'static> App<S> {
         let handler = Arc::new(handler);
         self.handle(move |task: T, cx| {
             let handler = Arc::clone(&handler);
+            let on_thread = cx.takes_thread();
             async move {
-                match tokio::task::spawn_blocking(move || handler(task, cx)).await {
+                let running = tokio::task::spawn_blocking(move || {
+                    let result = handler(task, cx);
+                    // A panic drops it as well.
+                    drop(on_thread);
+                    result
+                });
+                match running.await {
                     Ok(result) => outcome_of(result),
                     Err(error) if error.is_panic() => Outcome::Panicked(panic_text(&*error.into_panic())),
                     Err(_) => Outcome::Released,
@@ -142,21 +168,37 @@ impl<S: Send + Sync + 'static> App<S> {
         })
     }
 
-    /// Registers what runs a task once its arguments are decoded.
-    fn handle<T, R>(mut self, run: R) -> Self
+    /// Registers what runs one task on its own.
+    fn handle<T, R>(self, run: R) -> Self
     where
         T: Task,
         R: Fn(T, Cx<S>) -> BoxFuture<'static, Outcome> + Send + Sync + 'static,
     {
-        let definition = T::definition();
-        let bind: Bind<S> = Box::new(move |state| {
+        self.declare(Takes::One, move |state, _room| {
             let state = Arc::clone(state);
+            move |task, call| run(task, Cx::new(call, Arc::clone(&state)))
+        })
+    }
+
+    /// Registers what makes, once the state exists, what runs a task whose arguments are decoded.
+    pub(crate) fn declare<T, R>(
+        mut self,
+        takes: Takes,
+        make: impl FnOnce(&Arc<S>, &Arc<Room>) -> R + Send + 'static,
+    ) -> Self
+    where
+        T: Task,
+        R: Fn(T, Arc<Call>) -> BoxFuture<'static, Outcome> + Send + Sync + 'static,
+    {
+        let definition = T::definition();
+        let bind: Bind<S> = Box::new(move |state, room| {
+            let run = make(state, room);
             Box::new(move |call| match decode::<T>(definition, &call) {
-                Ok(task) => run(task, Cx::new(call, Arc::clone(&state))),
+                Ok(task) => run(task, call),
                 Err(outcome) => std::future::ready(outcome).boxed(),
             })
         });
-        self.tasks.push(Declared { definition, check: check_args::<T>, bind });
+        self.tasks.push(Declared { definition, check: check_args::<T>, takes, bind });
         self
     }
 
@@ -198,7 +240,7 @@ impl<S: Send + Sync + 'static> App<S> {
     /// # Errors
     /// [`BuildError`] when the state cannot be made, and with every mistake in the registrations at once.
     pub async fn build(self) -> Result<Registry, BuildError> {
-        let mut mistakes = Vec::new();
+        let mut mistakes: Vec<String> = self.tasks.iter().flat_map(Declared::mistakes).collect();
         let mut schedules: Vec<Schedule> = Vec::new();
         for schedule in self.schedules {
             match schedule {
@@ -219,10 +261,13 @@ impl<S: Send + Sync + 'static> App<S> {
             return Err(BuildError::Mistakes(mistakes));
         }
         let state = Arc::new(self.state.await.map_err(BuildError::State)?);
+        let room = Arc::new(Room::new());
         let bound = self.tasks.into_iter().map(|task| {
-            (task.definition.name.clone(), Entry { definition: task.definition, run: (task.bind)(&state) })
+            let Declared { definition, takes, bind, .. } = task;
+            (definition.name.clone(), Entry { definition, takes, run: bind(&state, &room) })
         });
-        Ok(Registry { name: self.name, entries: bound.collect(), schedules, middleware: self.middleware.into() })
+        let entries = bound.collect();
+        Ok(Registry { name: self.name, entries, schedules, middleware: self.middleware.into(), room })
     }
 }
 
@@ -249,6 +294,7 @@ pub struct Registry {
     entries: BTreeMap<TaskName, Entry>,
     schedules: Vec<Schedule>,
     middleware: Arc<[Arc<dyn Middleware>]>,
+    room: Arc<Room>,
 }
 
 impl Registry {
@@ -276,6 +322,19 @@ impl Registry {
     pub fn middleware(&self) -> &Arc<[Arc<dyn Middleware>]> {
         &self.middleware
     }
+
+    /// The batches that this many slots cannot fill, each with the tasks that it could take.
+    pub(crate) fn larger_batches(&self, slots: usize) -> impl Iterator<Item = (&TaskName, usize)> {
+        self.entries.iter().filter_map(move |(name, entry)| match entry.takes {
+            Takes::Several(size) if size.tasks() > slots => Some((name, size.tasks())),
+            Takes::Several(_) | Takes::One => None,
+        })
+    }
+
+    /// Where batches hear how much room the worker has.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
+    }
 }
 
 impl fmt::Debug for Registry {
@@ -287,6 +346,7 @@ impl fmt::Debug for Registry {
 /// A task with its handler.
 pub struct Entry {
     definition: &'static Definition,
+    takes: Takes,
     run: Run,
 }
 
@@ -320,7 +380,8 @@ fn decode<T: Task>(definition: &Definition, call: &Call) -> Result<T, Outcome> {
         .map_err(|error| Outcome::Malformed(error.to_string()))
 }
 
-fn outcome_of<O: serde::Serialize>(result: Result<O, TaskError>) -> Outcome {
+/// What a handler's result means.
+pub(crate) fn outcome_of<O: serde::Serialize>(result: Result<O, TaskError>) -> Outcome {
     match result {
         Ok(output) => match Json::of(&output) {
             Ok(json) => Outcome::Done(json),

@@ -245,7 +245,7 @@ impl RetryPolicy {
 }
 
 /// What came out of one attempt.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Outcome {
     /// The handler returned a result.
     Done(Json),
@@ -307,6 +307,7 @@ pub fn decide(policy: &RetryPolicy, attempt: Attempt, outcome: Outcome) -> Verdi
         Outcome::Error(TaskError::Unavailable { until }) => {
             later(not_before(until.since(attempt.now), attempt.dice), Spent::No, None)
         }
+        Outcome::Error(TaskError::Awaits { signal, seen, at_most }) => Verdict::Awaits { signal, seen, at_most },
         Outcome::Error(TaskError::Snooze { after }) => later(after, Spent::No, None),
         Outcome::Panicked(message) => retry(policy, attempt, Failure::new("panic", message), None),
         Outcome::TimedOut { limit } => {

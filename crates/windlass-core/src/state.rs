@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Json, Priority, Timestamp};
+use crate::{Failure, Json, Priority, SignalName, Timestamp};
 
 /// Waiting this long is worth one level of priority: the lowest priority overtakes the highest after 45 minutes.
 pub const AGING: Duration = Duration::from_secs(5 * 60);
@@ -189,6 +189,16 @@ pub enum Verdict {
         /// What went wrong, when something did.
         failure: Option<Failure>,
     },
+    /// It waits for a signal; no attempt spent.
+    Awaits {
+        /// Which.
+        signal: SignalName,
+        /// How much of its memo the holder has seen, in bytes: if there is more, a signal has come meanwhile and the task is
+        /// ready at once.
+        seen: usize,
+        /// It is ready after this long in any case.
+        at_most: Duration,
+    },
     /// It gave up.
     Dead {
         /// Why no retry follows.
@@ -212,7 +222,7 @@ impl Verdict {
         match self {
             Self::Succeeded { .. } => State::Succeeded,
             Self::Again { after, .. } if after.is_zero() => State::Ready,
-            Self::Again { .. } => State::Scheduled,
+            Self::Again { .. } | Self::Awaits { .. } => State::Scheduled,
             Self::Dead { .. } => State::Dead,
             Self::Cancelled => State::Cancelled,
             Self::Expired => State::Expired,
@@ -224,7 +234,7 @@ impl Verdict {
     /// Whether the attempt counts against the task's attempts.
     pub fn spent(&self) -> Spent {
         match self {
-            Self::Released | Self::Parked => Spent::No,
+            Self::Released | Self::Parked | Self::Awaits { .. } => Spent::No,
             Self::Again { spent, .. } => *spent,
             Self::Succeeded { .. } | Self::Dead { .. } | Self::Cancelled | Self::Expired => Spent::Yes,
         }

@@ -11,7 +11,7 @@ use crate::envelope::Envelope;
 use crate::error::Failure;
 use crate::schedule::Schedule;
 use crate::state::DeadReason;
-use crate::{Json, Key, NodeId, QueueName, State, TaskId, TaskName, Timestamp};
+use crate::{Json, Key, NodeId, QueueName, SignalName, State, TaskId, TaskName, Timestamp};
 
 /// The most tasks on one page of a listing.
 pub const PAGE_MAX: usize = 1_000;
@@ -55,6 +55,10 @@ pub struct Record {
     pub failure: Option<Failure>,
     /// The attempts that went wrong, oldest first; at most [`HISTORY_MAX`].
     pub history: Vec<AttemptRecord>,
+    /// The steps it has done and the signals sent to it: lines of [`crate::memo`].
+    pub memo: String,
+    /// The signal that a scheduled task waits for.
+    pub waits_for: Option<SignalName>,
 }
 
 /// An attempt that did not end the task, or ended it badly.

@@ -4,6 +4,7 @@ use crate::backend::Push;
 use crate::client::PushError;
 use crate::envelope::Envelope;
 use crate::flow::{FailurePolicy, Flow, GroupStep, Step, start_group};
+use crate::graph::Graph;
 use crate::task::Task;
 use crate::{GroupId, TaskId, Timestamp};
 
@@ -61,6 +62,8 @@ pub enum Workflow {
     Chain(Chain),
     /// It starts with several.
     Group(Group),
+    /// A graph.
+    Graph(Graph),
 }
 
 /// What can follow a task: a task, a group.
@@ -204,6 +207,12 @@ impl From<Group> for Workflow {
     }
 }
 
+impl From<Graph> for Workflow {
+    fn from(graph: Graph) -> Self {
+        Self::Graph(graph)
+    }
+}
+
 impl Workflow {
     /// What is pushed when it starts, and its id.
     ///
@@ -219,6 +228,7 @@ impl Workflow {
                 }
                 Ok((id, Push { envelopes: vec![envelope], groups: Vec::new() }))
             }
+            Self::Graph(graph) => graph.into_push(now),
             Self::Group(group) => {
                 if let Some(mistake) = group.mistake {
                     return Err(mistake);
@@ -236,13 +246,13 @@ impl Workflow {
 }
 
 /// Until a workflow starts, nobody knows the time: its tasks are made at time zero, and an expiry is relative to that.
-fn starting(mut task: Envelope, now: Timestamp) -> Envelope {
+pub(crate) fn starting(mut task: Envelope, now: Timestamp) -> Envelope {
     task.expires = task.expires.map(|expires| now + expires.since(Timestamp::MIN));
     task
 }
 
 /// A later step starts when the step before has ended, whenever that is.
-fn without_expiry(mut task: Envelope) -> Envelope {
+pub(crate) fn without_expiry(mut task: Envelope) -> Envelope {
     task.expires = None;
     task
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use windlass_core::backend::{Claim, Demand, Receipt, Renewal, Renewed};
-use windlass_core::{Timestamp, Verdict};
+use windlass_core::{Timestamp, UniqueHold, Verdict};
 
 use crate::data::{CancelMark, Data, QueueIndex, Stage, Task};
 use crate::slab::Slot;
@@ -16,6 +16,7 @@ impl Data {
     /// Takes what the demand may have now.
     pub(crate) fn take(&mut self, demand: &Demand, now: Timestamp) -> Vec<Claim> {
         let mut claims = Vec::new();
+        self.limits.opens_at = None;
         if self.closed {
             return claims;
         }
@@ -24,7 +25,11 @@ impl Data {
                 && !self.queues[index].counts.paused
             {
                 self.promote(index, now, usize::MAX);
-                self.take_from(index, demand, now, &mut claims);
+                if self.is_shared(index) {
+                    self.take_in_turns(index, demand, now, &mut claims);
+                } else {
+                    self.take_from(index, demand, now, &mut claims);
+                }
             }
         }
         claims
@@ -61,15 +66,21 @@ impl Data {
         ready.filter(wanted).take(max).collect()
     }
 
-    fn hand_out(&mut self, slot: Slot, demand: &Demand, now: Timestamp) -> Claim {
+    pub(crate) fn hand_out(&mut self, slot: Slot, demand: &Demand, now: Timestamp) -> Claim {
         self.leave(slot);
         let task = &mut self.tasks[slot];
         task.attempt += 1;
         task.fence += 1;
         task.node = Some(demand.node.clone());
         task.started_at = Some(now);
+        let mut memo = String::new();
         if let Some(story) = &mut task.story {
             story.progress = None;
+            story.waits_for = None;
+            memo.clone_from(&story.memo);
+        }
+        if task.envelope.unique.as_ref().is_some_and(|unique| unique.hold == UniqueHold::Started) {
+            self.unique.release(&task.envelope);
         }
         let claim = Claim {
             envelope: Arc::clone(&task.envelope),
@@ -77,6 +88,7 @@ impl Data {
             attempt: task.attempt,
             enqueued_at: task.enqueued_at,
             ready_at: task.ready_at,
+            memo,
         };
         self.enter(slot, Stage::Running { lease_until: now + demand.lease, cancel: CancelMark::Absent });
         claim
@@ -106,6 +118,9 @@ impl Data {
         self.change(slot, Stage::Running { lease_until: now + lease, cancel });
         if let Some(progress) = &renewal.progress {
             self.tasks[slot].story().progress = Some(progress.shortened());
+        }
+        if let Some(lines) = &renewal.memo {
+            self.tasks[slot].story().memo.push_str(lines);
         }
         match cancel {
             CancelMark::Absent => Renewed::Held,

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use windlass_core::backend::{COMMAND_MAX, Command, Commanded, StoreError, Target, TaskAction, check_batch};
-use windlass_core::{Priority, QueueName, TaskId, TaskName, Timestamp, Verdict};
+use windlass_core::memo::{Line, MEMO_BYTES_MAX};
+use windlass_core::{Json, Priority, QueueName, SignalName, TaskId, TaskName, Timestamp, Verdict};
 
 use crate::data::{CancelMark, Data, Stage};
 use crate::fleet::Ordered;
@@ -76,11 +77,31 @@ impl Data {
             TaskAction::Discard => self.remove(slot),
             TaskAction::Move(queue) => self.move_to(slot, queue, stage),
             TaskAction::Reprioritise(priority) => self.reprioritise(slot, *priority, stage),
-            TaskAction::RunNow => {
-                self.leave(slot);
-                self.tasks[slot].set_ready_at(now);
-                self.enter(slot, Stage::Ready);
-            }
+            TaskAction::RunNow => self.run_now(slot, now),
+            TaskAction::Signal { name, value } => return self.signal(slot, name, value, now),
+        }
+        Acted::Changed
+    }
+
+    fn run_now(&mut self, slot: Slot, now: Timestamp) {
+        self.leave(slot);
+        let task = &mut self.tasks[slot];
+        task.set_ready_at(now);
+        if let Some(story) = &mut task.story {
+            story.waits_for = None;
+        }
+        self.enter(slot, Stage::Ready);
+    }
+
+    fn signal(&mut self, slot: Slot, name: &SignalName, value: &Json, now: Timestamp) -> Acted {
+        let line = Line::Signal { signal: name.clone(), value: value.clone() }.to_text();
+        let story = self.tasks[slot].story();
+        if story.memo.len() + line.len() > MEMO_BYTES_MAX {
+            return Acted::Unchanged;
+        }
+        story.memo.push_str(&line);
+        if story.waits_for.as_ref() == Some(name) {
+            self.run_now(slot, now);
         }
         Acted::Changed
     }

@@ -6,15 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use windlass_core::fair::Turn;
 use windlass_core::state::{DeadReason, rank};
 use windlass_core::view::{AttemptRecord, Progress, QueueCounts, Record, Retention, ScheduleRecord};
 use windlass_core::{
-    Envelope, Failure, GroupId, Json, NodeId, QueueName, ScheduleId, State, TaskId, TaskName, Timestamp,
+    Envelope, Failure, GroupId, Json, Key, NodeId, QueueName, ScheduleId, SignalName, State, TaskId, TaskName,
+    Timestamp,
 };
 
 use crate::fleet::Fleet;
 use crate::groups::Group;
 use crate::hash::FastMap;
+use crate::limits::Limits;
+use crate::notes::Notes;
 use crate::push::UniqueKeys;
 use crate::retention::Ended;
 use crate::slab::{Slab, Slot};
@@ -56,6 +60,8 @@ pub(crate) struct Data {
     pub(crate) schedules: BTreeMap<ScheduleId, ScheduleRecord>,
     /// Nothing is started and no schedule fires.
     pub(crate) closed: bool,
+    pub(crate) limits: Limits,
+    pub(crate) notes: Notes,
     pub(crate) fleet: Fleet,
     pub(crate) waiters: Waiters,
     pub(crate) watchers: Watchers,
@@ -64,7 +70,12 @@ pub(crate) struct Data {
 /// A queue: its waiting tasks in their orders, and its counters.
 #[derive(Default)]
 pub(crate) struct Queue {
+    /// Those without a key.
     pub(crate) ready: BTreeMap<Place, Slot>,
+    /// Those with one; no key is empty.
+    pub(crate) keyed: BTreeMap<Key, BTreeMap<Place, Slot>>,
+    /// Whose turn it is.
+    pub(crate) turn: Turn,
     pub(crate) due: BTreeSet<(Timestamp, u64, Slot)>,
     /// Of these, `paused` is the truth and `oldest_ready_at` is filled when somebody asks.
     pub(crate) counts: QueueCounts,
@@ -73,6 +84,27 @@ pub(crate) struct Queue {
     pub(crate) waiting: BTreeSet<u64>,
     /// How many tasks became ready since the waiting claims were last looked at.
     pub(crate) fresh: usize,
+}
+
+impl Queue {
+    fn remove_ready(&mut self, key: Option<&Key>, place: Place) {
+        let Some(key) = key else {
+            self.ready.remove(&place);
+            return;
+        };
+        if let Some(of_key) = self.keyed.get_mut(key) {
+            of_key.remove(&place);
+            if of_key.is_empty() {
+                self.keyed.remove(key);
+            }
+        }
+    }
+
+    /// The ready tasks that come first: of those without a key, and of each key.
+    pub(crate) fn first_ready(&self) -> impl Iterator<Item = Slot> + '_ {
+        let firsts = self.keyed.values().filter_map(BTreeMap::first_key_value);
+        self.ready.first_key_value().into_iter().chain(firsts).map(|(_, slot)| *slot)
+    }
 }
 
 /// One task.
@@ -102,6 +134,8 @@ pub(crate) struct Story {
     pub(crate) reason: Option<DeadReason>,
     pub(crate) failure: Option<Failure>,
     pub(crate) history: Vec<AttemptRecord>,
+    pub(crate) memo: String,
+    pub(crate) waits_for: Option<SignalName>,
 }
 
 /// Where a task is in its life, with what only that stage knows.
@@ -203,6 +237,8 @@ impl Task {
             reason: story.and_then(|story| story.reason),
             failure: story.and_then(|story| story.failure.clone()),
             history: story.map(|story| story.history.clone()).unwrap_or_default(),
+            memo: story.map(|story| story.memo.clone()).unwrap_or_default(),
+            waits_for: story.and_then(|story| story.waits_for.clone()),
         }
     }
 }
@@ -290,7 +326,10 @@ impl Data {
                 }
             }
             Stage::Ready => {
-                queue.ready.insert((task.rank, task.seq), slot);
+                match &task.envelope.key {
+                    None => queue.ready.insert((task.rank, task.seq), slot),
+                    Some(key) => queue.keyed.entry(key.clone()).or_default().insert((task.rank, task.seq), slot),
+                };
                 self.waiters.note_fresh(queue, task.queue, 1);
             }
             Stage::Running { lease_until, cancel } => {
@@ -326,10 +365,11 @@ impl Data {
                 queue.due.remove(&(due_at, task.seq, slot));
             }
             Stage::Ready => {
-                queue.ready.remove(&(task.rank, task.seq));
+                queue.remove_ready(task.envelope.key.as_ref(), (task.rank, task.seq));
             }
             Stage::Running { lease_until, cancel } => {
                 self.leases.remove(&(lease_until, slot));
+                self.limits.released |= self.limits.rules.count_running();
                 if let (CancelMark::Requested, Some(node)) = (cancel, &task.node) {
                     forget(&mut self.cancel_marks, node, slot);
                 }

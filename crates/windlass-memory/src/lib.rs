@@ -26,7 +26,9 @@ mod data;
 mod fleet;
 mod groups;
 mod hash;
+mod limits;
 mod list;
+mod notes;
 mod push;
 mod retention;
 mod schedules;
@@ -47,6 +49,8 @@ use windlass_core::backend::{
     BATCH_MAX, Backend, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked, check_batch,
 };
+use windlass_core::limit::{LimitChange, LimitsView};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::time::LeaseGuard;
 use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{
@@ -92,6 +96,9 @@ impl Shared {
         let mut data = self.data.lock();
         let now = self.clock.now();
         let answer = operation(&mut data, now);
+        if std::mem::take(&mut data.limits.released) {
+            data.wake_everybody();
+        }
         data.wake_claims();
         answer
     }
@@ -180,6 +187,18 @@ impl Backend for MemoryStore {
 
     async fn schedule(&self, change: &ScheduleChange) -> Result<ScheduleChanged, StoreError> {
         self.shared.run(|data, now| data.schedule(change, now))
+    }
+
+    async fn limits(&self) -> Result<LimitsView, StoreError> {
+        Ok(self.shared.run(|data, now| data.limits(now)))
+    }
+
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
+        self.shared.run(|data, now| data.limit(change, now))
+    }
+
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
+        self.shared.run(|data, now| data.note(ask, now))
     }
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {

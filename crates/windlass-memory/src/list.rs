@@ -55,7 +55,7 @@ impl Data {
             let queue = &self.queues[*index];
             // A queue that was only asked for is not worth a line.
             if queue.ever_used || queue.counts.paused {
-                let next = queue.ready.first_key_value().map(|(_, slot)| self.tasks[*slot].ready_at);
+                let next = queue.first_ready().map(|slot| self.tasks[slot].ready_at).min();
                 counts.queues.insert(name.clone(), QueueCounts { oldest_ready_at: next, ..queue.counts });
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use windlass_core::backend::{Push, Pushed};
 use windlass_core::flow::{Follow, stranded_verdict};
 use windlass_core::state::DeadReason;
-use windlass_core::{Due, Envelope, Failure, State, TaskId, Timestamp, Unique, UniqueKey, Verdict};
+use windlass_core::{Due, Envelope, Failure, OnConflict, State, TaskId, Timestamp, Unique, UniqueKey, Verdict};
 
 use crate::data::{Data, QueueIndex, Stage, Task};
 use crate::hash::FastMap;
@@ -29,6 +29,14 @@ struct Taken {
 enum Hold {
     WhileLive,
     Until(Timestamp),
+}
+
+/// The free places of a queue that has a length.
+struct Free {
+    queue: QueueIndex,
+    limit: u64,
+    places: u64,
+    wanted: u64,
 }
 
 impl UniqueKeys {
@@ -102,6 +110,13 @@ impl UniqueKeys {
 
 impl Data {
     pub(crate) fn push(&mut self, push: &Push, now: Timestamp) -> Vec<Pushed> {
+        let mut free = self.free_places(push);
+        if !push.groups.is_empty()
+            && let Some(full) = free.iter().find(|free| free.wanted > free.places)
+        {
+            // A group of which members are missing would be waited for without end.
+            return vec![Pushed::Full { limit: full.limit }; push.envelopes.len()];
+        }
         for group in &push.groups {
             self.create_group(group.clone(), now);
         }
@@ -116,8 +131,15 @@ impl Data {
             };
             last = Some((envelope, queue));
             if let Some(id) = self.conflict(envelope, now) {
-                answers.push(Pushed::Exists(id));
+                answers.push(self.replace(envelope, id, now));
                 continue;
+            }
+            if let Some(free) = free.iter_mut().find(|free| free.queue == queue) {
+                if free.places == 0 {
+                    answers.push(Pushed::Full { limit: free.limit });
+                    continue;
+                }
+                free.places -= 1;
             }
             self.store(envelope.clone(), queue, now);
             answers.push(Pushed::Stored);
@@ -141,8 +163,54 @@ impl Data {
             for envelope in follow.stranded {
                 self.strand(envelope, follow.cause.as_ref(), now);
             }
-            rest.extend(follow.arrive.and_then(|arrival| self.arrive(arrival, now)));
+            for arrival in follow.arrive {
+                rest.extend(self.arrive(arrival, now));
+            }
         }
+    }
+
+    /// How many places are free in the queues that have a length.
+    fn free_places(&mut self, push: &Push) -> Vec<Free> {
+        let mut free: Vec<Free> = Vec::new();
+        if self.limits.rules.is_empty() {
+            return free;
+        }
+        for envelope in &push.envelopes {
+            let Some(limit) = self.limits.rules.length(&envelope.queue) else { continue };
+            let queue = self.queue_named(&envelope.queue);
+            if let Some(free) = free.iter_mut().find(|free| free.queue == queue) {
+                free.wanted += 1;
+                continue;
+            }
+            let counts = &self.queues[queue].counts;
+            let waiting = counts.scheduled + counts.ready + counts.parked;
+            free.push(Free { queue, limit, places: limit.saturating_sub(waiting), wanted: 1 });
+        }
+        free
+    }
+
+    /// Does what the unique key of a new task says about the one that has it.
+    fn replace(&mut self, new: &Envelope, id: TaskId, now: Timestamp) -> Pushed {
+        let unique = new.unique.as_ref().filter(|unique| unique.on_conflict != OnConflict::Keep && id != new.id);
+        let (Some(unique), Some(slot)) = (unique, self.by_id.get(&id).copied()) else { return Pushed::Exists(id) };
+        let task = &self.tasks[slot];
+        let waiting = match task.stage {
+            Stage::Scheduled { due_at } => Some(due_at),
+            Stage::Ready => None,
+            Stage::Running { .. } | Stage::Parked { .. } | Stage::Ended { .. } => return Pushed::Exists(id),
+        };
+        let due = unique.due_of_replacement(new.due, waiting, task.enqueued_at, now).instant(now);
+        self.leave(slot);
+        let task = &mut self.tasks[slot];
+        let old = Arc::make_mut(&mut task.envelope);
+        (old.args, old.headers, old.priority) = (new.args.clone(), new.headers.clone(), new.priority);
+        if unique.on_conflict == OnConflict::Debounce {
+            task.set_ready_at(due.unwrap_or(now));
+        } else {
+            task.set_ready_at(task.ready_at);
+        }
+        self.enter(slot, due.map_or(Stage::Ready, |due_at| Stage::Scheduled { due_at }));
+        Pushed::Replaced(id)
     }
 
     /// The task that has the envelope's id or its unique key.

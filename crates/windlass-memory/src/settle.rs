@@ -68,7 +68,9 @@ impl Data {
                 story.failure = Some(failure.clone());
             }
             Verdict::Cancelled | Verdict::Expired => {}
-            Verdict::Again { .. } | Verdict::Released | Verdict::Parked => unreachable!("such a verdict ends no task"),
+            Verdict::Again { .. } | Verdict::Awaits { .. } | Verdict::Released | Verdict::Parked => {
+                unreachable!("such a verdict ends no task")
+            }
         }
         self.unique.release(&task.envelope);
         self.watchers.ended(&task.envelope.id);
@@ -81,7 +83,12 @@ fn failure_of(verdict: &Verdict) -> Option<&Failure> {
     match verdict {
         Verdict::Again { failure, .. } => failure.as_ref(),
         Verdict::Dead { failure, .. } => Some(failure),
-        Verdict::Succeeded { .. } | Verdict::Cancelled | Verdict::Expired | Verdict::Released | Verdict::Parked => None,
+        Verdict::Succeeded { .. }
+        | Verdict::Awaits { .. }
+        | Verdict::Cancelled
+        | Verdict::Expired
+        | Verdict::Released
+        | Verdict::Parked => None,
     }
 }
 
@@ -91,6 +98,17 @@ fn waiting_stage(task: &mut Task, verdict: &Verdict, now: Timestamp) -> Stage {
         Verdict::Again { after, .. } => {
             task.set_ready_at(now + *after);
             if after.is_zero() { Stage::Ready } else { Stage::Scheduled { due_at: task.ready_at } }
+        }
+        Verdict::Awaits { signal, seen, at_most } => {
+            let story = task.story();
+            if story.memo.len() > *seen || at_most.is_zero() {
+                // A signal has come while it ran.
+                task.set_ready_at(now);
+                return Stage::Ready;
+            }
+            story.waits_for = Some(signal.clone());
+            task.set_ready_at(now + *at_most);
+            Stage::Scheduled { due_at: task.ready_at }
         }
         Verdict::Released => Stage::Ready,
         Verdict::Parked => Stage::Parked { since: now },

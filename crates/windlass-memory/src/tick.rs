@@ -45,6 +45,8 @@ impl Data {
         ticked.pruned = self.prune(now, TICK_MAX);
         self.prune_groups(now, TICK_MAX);
         self.unique.prune(now, TICK_MAX);
+        self.limits.prune(now);
+        self.notes.prune(now);
         ticked.orders = self.fleet.take_orders(node);
         let marks = self.cancel_marks.get(node).into_iter().flatten();
         ticked.cancelled = marks.map(|slot| self.tasks[*slot].envelope.id.clone()).collect();

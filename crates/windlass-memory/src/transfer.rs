@@ -13,7 +13,7 @@ impl Data {
             Transfer::Close => Transferred::Changed(u64::from(!std::mem::replace(&mut self.closed, true))),
             Transfer::Open => {
                 let was_closed = std::mem::replace(&mut self.closed, false);
-                (0..self.queues.len()).for_each(|queue| self.wake_queue(queue));
+                self.wake_everybody();
                 Transferred::Changed(u64::from(was_closed))
             }
             Transfer::Export => Transferred::Parcel(self.export()),
@@ -97,6 +97,8 @@ impl Data {
             reason: record.reason,
             failure: record.failure.clone(),
             history: record.history.clone(),
+            memo: record.memo.clone(),
+            waits_for: record.waits_for.clone(),
         }));
         true
     }

@@ -167,7 +167,7 @@ impl Data {
             }
             return Ok(claims);
         }
-        let mut first_due = None;
+        let mut first_due = self.limits.opens_at;
         let closed = self.closed;
         for index in queues {
             let queue = &mut self.queues[index];
@@ -190,7 +190,13 @@ impl Data {
     /// Wakes waiting claims for whatever is ready in a queue.
     pub(crate) fn wake_queue(&mut self, index: QueueIndex) {
         let queue = &mut self.queues[index];
-        self.waiters.note_fresh(queue, index, queue.ready.len());
+        let ready = queue.counts.ready as usize;
+        self.waiters.note_fresh(queue, index, ready);
+    }
+
+    /// Wakes waiting claims for whatever is ready anywhere.
+    pub(crate) fn wake_everybody(&mut self) {
+        (0..self.queues.len()).for_each(|index| self.wake_queue(index));
     }
 
     fn unlist(&mut self, id: u64) {

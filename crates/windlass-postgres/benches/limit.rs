@@ -1,6 +1,8 @@
 //! Claim and settle through the store against what the server allows: run with
 //! `WINDLASS_TEST_POSTGRES_URL=... cargo bench -p windlass-postgres`.
 //!
+//! `SECTION=gates` runs only the last part: what gates and keys cost that do not bind.
+//!
 //! The limit is a bare table (id, queue, rank, lease, body) in which one statement acknowledges the last batch by deleting it
 //! and claims the next, on as many connections. Store and limit run in turn, on the same server, in the same run.
 
@@ -12,8 +14,9 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 use windlass_core::backend::{Backend, Claim, Demand, Push, Settled};
 use windlass_core::flow::Follow;
+use windlass_core::limit::{Limit, LimitChange, Rate, Rule, Subject};
 use windlass_core::view::Retention;
-use windlass_core::{Args, Envelope, Json, NodeId, QueueName, TaskName, Verdict};
+use windlass_core::{Args, Envelope, Json, Key, NodeId, QueueName, TaskName, Verdict};
 use windlass_postgres::{Options, PostgresStore};
 
 const ROUNDS: usize = 5;
@@ -26,13 +29,16 @@ fn main() {
 async fn run() {
     let tasks: usize = std::env::var("TASKS").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000);
     println!("{tasks} tasks, {ROUNDS} rounds; tasks/s, median (range)");
+    if std::env::var("SECTION").is_ok_and(|section| section == "gates") {
+        return gates(tasks).await;
+    }
     println!("{:>6} {:>6} {:>26} {:>26} {:>8}", "batch", "lanes", "limit", "store", "share");
     for batch in [100, 500] {
         for lanes in [1, 2, 4] {
             let (mut limits, mut stores) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
                 limits.push(limit(tasks, batch, lanes).await);
-                stores.push(store(tasks, batch, lanes).await);
+                stores.push(store(tasks, batch, lanes, Work::Plain).await);
             }
             let (limit, store) = (median(&mut limits), median(&mut stores));
             println!(
@@ -44,6 +50,39 @@ async fn run() {
         }
     }
     pushes().await;
+    gates(tasks).await;
+}
+
+/// What is drained.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Plain,
+    /// The queue has a rate and a concurrency that are never reached.
+    Limited,
+    /// Tasks of ten keys.
+    Keyed,
+}
+
+/// Limits that do not bind, and keys, against a queue without them.
+async fn gates(tasks: usize) {
+    println!("{:>6} {:>6} {:>26} {:>26} {:>26}", "batch", "lanes", "plain", "limited", "keyed");
+    for batch in [10, 100, 500] {
+        for lanes in [1, 2, 4] {
+            let mut rates = [Vec::new(), Vec::new(), Vec::new()];
+            for _ in 0..ROUNDS {
+                for (rates, work) in rates.iter_mut().zip([Work::Plain, Work::Limited, Work::Keyed]) {
+                    rates.push(store(tasks, batch, lanes, work).await);
+                }
+            }
+            let [plain, limited, keyed] = rates.each_mut().map(|rates| median(rates));
+            let [plain_shown, limited_shown, keyed_shown] = rates.each_ref().map(|rates| shown(rates));
+            println!(
+                "{batch:>6} {lanes:>6} {plain_shown:>26} {limited_shown:>26} {keyed_shown:>26}   {:.0}% {:.0}%",
+                100.0 * limited / plain,
+                100.0 * keyed / plain
+            );
+        }
+    }
 }
 
 fn median(rates: &mut [f64]) -> f64 {
@@ -103,10 +142,20 @@ fn settled(claims: &[Claim]) -> Vec<Settled> {
 }
 
 /// Each lane settles its last batch and claims the next at the same time, as a worker does.
-async fn store(tasks: usize, batch: usize, lanes: usize) -> f64 {
+async fn store(tasks: usize, batch: usize, lanes: usize, work: Work) -> f64 {
     let store = Arc::new(open("bench_store", lanes).await);
+    if let Work::Limited = work {
+        let rule = Rule { concurrency: Some(1_000_000), ..Rule::default() };
+        let rate = Some(Rate { burst: 1_000_000, ..Rate::new(1_000_000, Duration::from_secs(1)) });
+        let limit = Limit { subject: Subject::Queue(QueueName::default()), rule: Rule { rate, ..rule } };
+        store.limit(&LimitChange::Set(limit)).await.expect("a limit");
+    }
+    let task_of = |number: usize| match work {
+        Work::Plain | Work::Limited => task(),
+        Work::Keyed => Envelope { key: Some(Key::known(&format!("key {}", number % 10))), ..task() },
+    };
     for _ in 0..tasks / 1_000 {
-        let push = Push { envelopes: (0..1_000).map(|_| task()).collect(), groups: Vec::new() };
+        let push = Push { envelopes: (0..1_000).map(task_of).collect(), groups: Vec::new() };
         store.push(&push).await.expect("pushed");
     }
     for rest in ["VACUUM ANALYZE bench_store.live", "CHECKPOINT"] {

@@ -11,6 +11,8 @@ use windlass_core::backend::{
     BATCH_MAX, Backend, COMMAND_MAX, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed,
     ScheduleChange, ScheduleChanged, Settled, Settlement, Target, Ticked, WAIT_MAX, check_batch,
 };
+use windlass_core::limit::{LimitChange, LimitsView};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, PAGE_MAX, Page, Record, ScheduleRecord};
 use windlass_core::{Envelope, NodeId, StoreError, TaskId};
@@ -19,10 +21,11 @@ use crate::claim::{Claimed, PreparedRenewal, Walk};
 use crate::command::Flowing;
 use crate::lanes::Claiming;
 use crate::listen::For;
-use crate::push::NewTask;
+use crate::push::{Inserted, NewTask};
 use crate::tx::transaction;
 use crate::{
-    PostgresStore, claim, command, fleet, info, listing, push, read, retention, schedules, settle, tick, transfer,
+    PostgresStore, claim, command, fleet, info, limits, listing, notes, offer, read, retention, schedules, settle,
+    tick, transfer,
 };
 
 /// Who waits asks at least this often, whatever it hears.
@@ -34,23 +37,14 @@ const CHANGES_MAX: u64 = 2_000;
 impl Backend for PostgresStore {
     async fn push(&self, push: &Push) -> Result<Vec<Pushed>, StoreError> {
         push.check()?;
-        let tasks: Vec<NewTask> = push.envelopes.iter().map(NewTask::of).collect();
+        let tasks: Arc<Vec<NewTask>> = Arc::new(push.envelopes.iter().map(NewTask::of).collect());
         let plain = push.groups.is_empty() && tasks.iter().all(|task| task.unique.is_none());
         let pushed = if tasks.is_empty() && push.groups.is_empty() {
             Vec::new()
-        } else if plain {
-            let stored = self.lanes.push(tasks).await?;
-            let known = |envelope: &Envelope| Pushed::Exists(envelope.id.clone());
-            push.envelopes
-                .iter()
-                .zip(stored)
-                .map(|(envelope, stored)| if stored { Pushed::Stored } else { known(envelope) })
-                .collect()
+        } else if let Some(pushed) = if plain { self.push_plain(&tasks).await? } else { None } {
+            pushed
         } else {
-            transaction!(self, tx => {
-                push::create_groups(&mut tx, &push.groups).await?;
-                push::push(&mut tx, &tasks).await
-            })
+            transaction!(self, tx => offer::offer(&mut tx, &tasks, &push.groups).await)
         };
         self.add_up_now_and_then().await;
         Ok(pushed)
@@ -66,10 +60,12 @@ impl Backend for PostgresStore {
                 return Ok(Vec::new());
             }
             let heard = self.listener.hears(For::Claims);
-            let claims = self.claim_now(demand).await?;
+            let (claims, opens_after) = self.claim_now(demand).await?;
             if !claims.is_empty() || Instant::now() >= deadline {
                 return Ok(claims);
             }
+            // A gate opens by itself, and nobody tells.
+            let opens = opens_after.map_or(deadline, |after| Instant::now() + after).min(deadline);
             self.shared.bell.ask_for_the_look();
             if !heard && !demand.hush.is_cancelled() {
                 // What was committed by others since the question was not heard: ask again once it is.
@@ -77,7 +73,7 @@ impl Backend for PostgresStore {
                     () = self.listener.begin(For::Claims) => {}
                     () = ticket.rung() => {}
                     () = demand.hush.cancelled() => return Ok(Vec::new()),
-                    () = tokio::time::sleep_until(deadline) => return Ok(Vec::new()),
+                    () = tokio::time::sleep_until(opens) => {}
                 }
                 if self.listener.hears(For::Claims) {
                     continue;
@@ -86,7 +82,7 @@ impl Backend for PostgresStore {
             tokio::select! {
                 () = ticket.rung() => {}
                 () = demand.hush.cancelled() => return Ok(Vec::new()),
-                () = tokio::time::sleep_until(deadline) => return Ok(Vec::new()),
+                () = tokio::time::sleep_until(opens) => {}
                 () = tokio::time::sleep(ASK), if !self.listener.hears(For::Claims) => {}
             }
         }
@@ -186,7 +182,7 @@ impl Backend for PostgresStore {
     async fn tick(&self, node: &NodeId) -> Result<Ticked, StoreError> {
         let (ticked, now) = transaction!(self, tx => {
             let now = tx.now;
-            Box::pin(tick::tick(&mut tx, node)).await.map(|ticked| (ticked, now))
+            Box::pin(tick::tick(&mut tx, &self.shared, node)).await.map(|ticked| (ticked, now))
         });
         self.shared.changes.store(0, Ordering::Relaxed);
         retention::vacuum_when_due(&self.shared);
@@ -207,6 +203,20 @@ impl Backend for PostgresStore {
             check_batch("tasks", push.len(), windlass_core::envelope::PUSH_MAX)?;
         }
         Ok(transaction!(self, tx => schedules::change(&mut tx, change).await))
+    }
+
+    async fn limits(&self) -> Result<LimitsView, StoreError> {
+        Ok(transaction!(self, tx => limits::view(&tx).await))
+    }
+
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
+        change.check()?;
+        Ok(transaction!(self, tx => limits::change(&mut tx, change).await))
+    }
+
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
+        ask.check()?;
+        Ok(transaction!(self, tx => notes::note(&mut tx, ask).await))
     }
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {
@@ -255,23 +265,31 @@ impl Backend for PostgresStore {
     }
 
     async fn info(&self) -> Result<Info, StoreError> {
-        Ok(transaction!(self, tx => info::info(&tx).await))
+        Ok(transaction!(self, tx => info::info(&tx, &self.shared).await))
     }
 }
 
 impl PostgresStore {
-    /// One claim without waiting. What has expired is ended on the way, and a task that cannot be read becomes a dead letter
-    /// instead of being claimed for ever.
-    async fn claim_now(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
-        let demand_max = demand.max;
+    /// Pushes tasks without unique keys; nothing when a queue has a length, and all of them have to be counted.
+    async fn push_plain(&self, tasks: &Arc<Vec<NewTask>>) -> Result<Option<Vec<Pushed>>, StoreError> {
+        let inserted = self.lanes.push(Arc::clone(tasks)).await?;
+        let answer = |(task, inserted): (&NewTask, Inserted)| match inserted {
+            Inserted::New => Some(Pushed::Stored),
+            Inserted::Known => Some(Pushed::Exists(task.id.clone())),
+            Inserted::Measured => None,
+        };
+        Ok(tasks.iter().zip(inserted).map(answer).collect())
+    }
+
+    /// One claim without waiting, and after which time a gate opens that was shut. What has expired is ended on the way, and a
+    /// task that cannot be read becomes a dead letter instead of being claimed for ever.
+    async fn claim_now(&self, demand: &Demand) -> Result<(Vec<Claim>, Option<Duration>), StoreError> {
         let mut claims: Vec<Claim> = Vec::new();
         loop {
-            let by_name = !demand.except.is_empty() || self.shared.names_paused.load(Ordering::Relaxed);
-            let walk = if by_name { Walk::Names } else { Walk::Ranks };
-            let demand = Demand { max: demand.max - claims.len(), ..demand.clone() };
-            let took = self.lanes.claim(Claiming { demand, walk }).await?;
+            let rest = Demand { max: demand.max - claims.len(), ..demand.clone() };
+            let round = self.claim_round(rest).await?;
             let mut unread = Vec::new();
-            for task in took.claimed {
+            for task in round.claimed {
                 match decode(task) {
                     Ok(claim) => claims.push(claim),
                     Err((receipt, detail)) => {
@@ -283,19 +301,41 @@ impl PostgresStore {
             if !unread.is_empty() {
                 self.settle(&unread).await?;
             }
-            if !took.late.is_empty() {
-                transaction!(self, tx => tick::expire(&mut tx, &took.late).await);
-            }
-            // A walk by ranks takes nothing while names are paused: the next one goes by name.
-            let by_name_next = walk == Walk::Ranks && took.names_paused;
-            // What had expired, or could not be read, has made room for others.
-            let made_room = !took.late.is_empty() || !unread.is_empty();
+            // What could not be read has made room for others.
+            let repeat = round.repeat || !unread.is_empty();
             // More is due than one round makes ready, and none of it was for this claim.
-            let more_is_due = claims.is_empty() && took.promoted >= claim::PROMOTE_MAX;
-            if claims.len() >= demand_max || !(by_name_next || made_room || more_is_due) {
-                return Ok(claims);
+            let more_is_due = claims.is_empty() && round.promoted >= claim::PROMOTE_MAX;
+            if claims.len() >= demand.max || !(repeat || more_is_due) {
+                return Ok((claims, round.opens_after));
             }
         }
+    }
+
+    /// One round of a claim: by rank or by name, or in turns when gates or keys concern its queues.
+    async fn claim_round(&self, demand: Demand) -> Result<Round, StoreError> {
+        let queues = demand.queues.clone();
+        let walk = if self.shared.goes_in_turns(&queues) {
+            Walk::Turns
+        } else if !demand.except.is_empty() || self.shared.names_paused.load(Ordering::Relaxed) {
+            Walk::Names
+        } else {
+            Walk::Ranks
+        };
+        let took = self.lanes.claim(Claiming { demand, walk }).await?;
+        if took.shared {
+            self.shared.go_in_turns(&queues);
+        }
+        if took.alone {
+            self.shared.go_alone(&queues);
+        }
+        if !took.late.is_empty() {
+            transaction!(self, tx => tick::expire(&mut tx, &took.late).await);
+        }
+        // A walk by ranks takes nothing while names are paused: the next one goes by name.
+        let by_name_next = walk == Walk::Ranks && took.names_paused;
+        // What had expired has made room for others.
+        let repeat = by_name_next || took.shared || !took.late.is_empty();
+        Ok(Round { claimed: took.claimed, promoted: took.promoted, opens_after: took.opens_after, repeat })
     }
 
     /// Adds the counts up in a process that only pushes.
@@ -318,9 +358,18 @@ impl PostgresStore {
         let client = crate::connection::connect(&self.shared).await?;
         retention::make_partitions(&self.shared, &client).await?;
         drop(client);
-        transaction!(self, tx => retention::drop_partitions(&mut tx).await);
+        transaction!(self, tx => retention::drop_partitions(&mut tx, &self.shared).await);
         Ok(())
     }
+}
+
+/// What one round of a claim took.
+struct Round {
+    claimed: Vec<Claimed>,
+    promoted: usize,
+    opens_after: Option<Duration>,
+    /// Another round may take more.
+    repeat: bool,
 }
 
 fn decode(task: Claimed) -> Result<Claim, (windlass_core::backend::Receipt, String)> {
@@ -331,6 +380,7 @@ fn decode(task: Claimed) -> Result<Claim, (windlass_core::backend::Receipt, Stri
             attempt: task.attempt,
             enqueued_at: task.enqueued_at,
             ready_at: task.ready_at,
+            memo: task.memo,
         }),
         Err(invalid) => Err((task.receipt, invalid.to_string())),
     }

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use windlass_core::backend::{COMMAND_MAX, Commanded, Order, TaskAction};
+use windlass_core::memo::{Line, MEMO_BYTES_MAX};
 use windlass_core::view::{Cursor, Filter};
-use windlass_core::{Envelope, NodeId, QueueName, State, TaskId, TaskName, Verdict};
+use windlass_core::{Envelope, Json, NodeId, QueueName, SignalName, State, TaskId, TaskName, UniqueHold, Verdict};
 
 use crate::connection::Values;
 use crate::errors::Fault;
@@ -24,12 +25,12 @@ macro_rules! revive {
         concat!(
             "WITH g AS (DELETE FROM windlass.",
             $table,
-            " f USING unnest($2::bigint[], $3::text[], $4::text[]) AS r(seq, new_body, guard) WHERE f.seq = r.seq \
-             RETURNING f.*, r.new_body, r.guard) \
+            " f USING unnest($2::bigint[], $3::text[], $4::text[], $5::boolean[]) AS r(seq, new_body, guard, brief) WHERE f.seq = r.seq \
+             RETURNING f.*, r.new_body, r.guard, r.brief) \
              INSERT INTO windlass.live (seq, rank, at, fence, enqueued_at, started_at, keep, attempt, crashes, state, priority, has_flow, \
-             id, queue, name, node, guard, key, workflow, history, body) OVERRIDING SYSTEM VALUE \
+             id, queue, name, node, guard, brief, key, workflow, history, memo, body) OVERRIDING SYSTEM VALUE \
              SELECT g.seq, $1 - g.priority * 300000000::bigint, 0, g.fence, g.enqueued_at, g.started_at, g.keep, 0, 0, 1, g.priority, \
-             g.has_flow, g.id, g.queue, g.name, g.node, g.guard, g.key, g.workflow, g.history, coalesce(g.new_body, g.body) FROM g"
+             g.has_flow, g.id, g.queue, g.name, g.node, g.guard, g.brief, g.key, g.workflow, g.history, g.memo, coalesce(g.new_body, g.body) FROM g"
         )
     };
 }
@@ -51,7 +52,7 @@ enum Which<'a> {
 }
 
 /// Finds and locks tasks, whatever their state.
-async fn find(tx: &Tx, which: Which<'_>) -> Result<Vec<Found>, Fault> {
+async fn find(tx: &Tx<'_>, which: Which<'_>) -> Result<Vec<Found>, Fault> {
     let (live, finished, kept) = match which {
         Which::Ids(ids) => {
             let values: Values<'_> = &[&ids];
@@ -102,7 +103,7 @@ async fn find(tx: &Tx, which: Which<'_>) -> Result<Vec<Found>, Fault> {
 }
 
 /// Applies an action to these tasks.
-pub(crate) async fn tasks(tx: &mut Tx, ids: &[TaskId], action: &TaskAction) -> Result<Commanded, Fault> {
+pub(crate) async fn tasks(tx: &mut Tx<'_>, ids: &[TaskId], action: &TaskAction) -> Result<Commanded, Fault> {
     let texts: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let found = find(tx, Which::Ids(&texts)).await?;
     let mut by_id: HashMap<&TaskId, &Found> = found.iter().map(|found| (&found.id, found)).collect();
@@ -138,7 +139,7 @@ pub(crate) async fn tasks(tx: &mut Tx, ids: &[TaskId], action: &TaskAction) -> R
 
 /// Applies an action to the tasks that match and that it has a meaning for, newest first.
 pub(crate) async fn matching(
-    tx: &mut Tx,
+    tx: &mut Tx<'_>,
     filter: &Filter,
     after: Option<i64>,
     action: &TaskAction,
@@ -164,7 +165,7 @@ pub(crate) async fn matching(
 }
 
 /// Does it to locked tasks in states that it has a meaning for. Answers the places of those that it changed.
-async fn act(tx: &mut Tx, found: &[Found], action: &TaskAction) -> Result<HashSet<i64>, Fault> {
+async fn act(tx: &mut Tx<'_>, found: &[Found], action: &TaskAction) -> Result<HashSet<i64>, Fault> {
     let seqs: Vec<i64> = found.iter().map(|found| found.seq).collect();
     if seqs.is_empty() {
         return Ok(HashSet::new());
@@ -204,21 +205,52 @@ async fn act(tx: &mut Tx, found: &[Found], action: &TaskAction) -> Result<HashSe
             Ok(seqs.into_iter().collect())
         }
         TaskAction::RunNow => {
-            tx.execute(
-                "UPDATE windlass.live SET state = 1, at = 0, rank = $2 - priority * 300000000::bigint WHERE seq = ANY($1)",
-                &[&seqs, &tx.now.as_micros()],
-            )
-            .await?;
-            for found in found {
-                tx.count(&found.queue, Some(State::Scheduled), Some(State::Ready));
-                tx.effects.queues.insert(found.queue.clone());
-            }
+            run_now(tx, &found.iter().collect::<Vec<_>>()).await?;
             Ok(seqs.into_iter().collect())
         }
+        TaskAction::Signal { name, value } => signal(tx, found, name, value).await,
     }
 }
 
-async fn cancel(tx: &mut Tx, found: &[Found]) -> Result<HashSet<i64>, Fault> {
+/// Makes scheduled tasks ready at once.
+async fn run_now(tx: &mut Tx<'_>, found: &[&Found]) -> Result<(), Fault> {
+    let seqs: Vec<i64> = found.iter().map(|found| found.seq).collect();
+    tx.execute(
+        "UPDATE windlass.live SET state = 1, at = 0, waits_for = NULL, rank = $2 - priority * 300000000::bigint WHERE seq = ANY($1)",
+        &[&seqs, &tx.now.as_micros()],
+    )
+    .await?;
+    for found in found {
+        tx.count(&found.queue, Some(State::Scheduled), Some(State::Ready));
+        tx.effects.queues.insert(found.queue.clone());
+    }
+    Ok(())
+}
+
+/// Adds a signal to the memos of tasks, and wakes those that wait for it.
+async fn signal(tx: &mut Tx<'_>, found: &[Found], name: &SignalName, sent: &Json) -> Result<HashSet<i64>, Fault> {
+    let seqs: Vec<i64> = found.iter().map(|found| found.seq).collect();
+    let line = Line::Signal { signal: name.clone(), value: sent.clone() }.to_text();
+    let rows = tx
+        .query(
+            "UPDATE windlass.live SET memo = coalesce(memo, '') || $2::text WHERE seq = ANY($1) \
+             AND octet_length(coalesce(memo, '')) + octet_length($2::text) <= $3 \
+             RETURNING seq, state = 0 AND waits_for IS NOT DISTINCT FROM $4",
+            &[&seqs, &line, &(MEMO_BYTES_MAX as i32), &name.as_str()],
+        )
+        .await?;
+    let (mut told, mut woken) = (HashSet::new(), HashSet::new());
+    for row in &rows {
+        told.insert(value(row, 0)?);
+        if value(row, 1)? {
+            woken.insert(value::<i64>(row, 0)?);
+        }
+    }
+    run_now(tx, &found.iter().filter(|found| woken.contains(&found.seq)).collect::<Vec<_>>()).await?;
+    Ok(told)
+}
+
+async fn cancel(tx: &mut Tx<'_>, found: &[Found]) -> Result<HashSet<i64>, Fault> {
     let (running, waiting): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|found| found.state == State::Running);
     let running: Vec<i64> = running.iter().map(|found| found.seq).collect();
     let marked = tx
@@ -233,7 +265,7 @@ async fn cancel(tx: &mut Tx, found: &[Found]) -> Result<HashSet<i64>, Fault> {
 }
 
 /// Makes ended tasks ready with all their attempts, unless another one has their unique key by now.
-async fn retry(tx: &mut Tx, found: &[Found]) -> Result<HashSet<i64>, Fault> {
+async fn retry(tx: &mut Tx<'_>, found: &[Found]) -> Result<HashSet<i64>, Fault> {
     let seqs: Vec<i64> = found.iter().map(|found| found.seq).collect();
     let rows = tx
         .query(
@@ -246,7 +278,7 @@ async fn retry(tx: &mut Tx, found: &[Found]) -> Result<HashSet<i64>, Fault> {
     for row in &rows {
         stored.insert(value(row, 0)?, row);
     }
-    let (mut places, mut bodies, mut guards) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut places, mut bodies, mut guards, mut briefs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut changed = HashSet::new();
     for found in found {
         let Some(row) = stored.get(&found.seq) else { continue };
@@ -257,7 +289,7 @@ async fn retry(tx: &mut Tx, found: &[Found]) -> Result<HashSet<i64>, Fault> {
             priority_of(value(row, 2)?)?,
             value(row, 3)?,
         );
-        let (mut body, mut guard) = (None, None);
+        let (mut body, mut guard, mut brief) = (None, None, None);
         // One that cannot be read starts over as it is: its next holder makes it a dead letter again.
         if let Ok(mut envelope) = envelope {
             if envelope.unique.is_some() {
@@ -267,6 +299,7 @@ async fn retry(tx: &mut Tx, found: &[Found]) -> Result<HashSet<i64>, Fault> {
                 // A window counts from the push on and is not opened again.
                 let unique = envelope.unique.as_ref().filter(|unique| unique.window.is_none());
                 guard = unique.map(|unique| unique.key.as_str().to_owned());
+                brief = unique.filter(|unique| unique.hold == UniqueHold::Started).map(|_| true);
             }
             if envelope.expires.take().is_some() {
                 body = Some(envelope.to_body());
@@ -275,6 +308,7 @@ async fn retry(tx: &mut Tx, found: &[Found]) -> Result<HashSet<i64>, Fault> {
         places.push(found.seq);
         bodies.push(body);
         guards.push(guard);
+        briefs.push(brief);
         changed.insert(found.seq);
         tx.count(&found.queue, Some(found.state), Some(State::Ready));
         if found.finished {
@@ -284,13 +318,13 @@ async fn retry(tx: &mut Tx, found: &[Found]) -> Result<HashSet<i64>, Fault> {
     }
     let now = tx.now.as_micros();
     for sql in [revive!("finished"), revive!("kept")] {
-        tx.execute(sql, &[&now, &places, &bodies, &guards]).await?;
+        tx.execute(sql, &[&now, &places, &bodies, &guards, &briefs]).await?;
     }
     Ok(changed)
 }
 
 /// Whether a task may start over as far as its unique key is concerned; takes the key when it has no window.
-async fn take_key_again(tx: &mut Tx, envelope: &Envelope) -> Result<bool, Fault> {
+async fn take_key_again(tx: &mut Tx<'_>, envelope: &Envelope) -> Result<bool, Fault> {
     let task = NewTask::of(envelope);
     let Some((key, window)) = &task.unique else { return Ok(true) };
     let now = tx.now.as_micros();
@@ -315,7 +349,7 @@ pub(crate) enum Flowing {
 }
 
 /// Pauses or resumes a queue, which need not exist yet. Answers whether that changed anything.
-pub(crate) async fn set_queue(tx: &mut Tx, queue: &QueueName, flowing: Flowing) -> Result<u64, Fault> {
+pub(crate) async fn set_queue(tx: &mut Tx<'_>, queue: &QueueName, flowing: Flowing) -> Result<u64, Fault> {
     match flowing {
         Flowing::Paused => {
             tx.execute(
@@ -333,7 +367,7 @@ pub(crate) async fn set_queue(tx: &mut Tx, queue: &QueueName, flowing: Flowing) 
 }
 
 /// Pauses or resumes a name, which need not exist yet. Answers whether that changed anything.
-pub(crate) async fn set_name(tx: &mut Tx, name: &TaskName, flowing: Flowing) -> Result<u64, Fault> {
+pub(crate) async fn set_name(tx: &mut Tx<'_>, name: &TaskName, flowing: Flowing) -> Result<u64, Fault> {
     match flowing {
         Flowing::Paused => {
             tx.execute("INSERT INTO windlass.paused_name VALUES ($1) ON CONFLICT DO NOTHING", &[&name.as_str()]).await
@@ -346,7 +380,7 @@ pub(crate) async fn set_name(tx: &mut Tx, name: &TaskName, flowing: Flowing) -> 
 }
 
 /// Leaves an order for a node. Answers whether there is such a node.
-pub(crate) async fn order(tx: &mut Tx, node: &NodeId, order: Order) -> Result<u64, Fault> {
+pub(crate) async fn order(tx: &mut Tx<'_>, node: &NodeId, order: Order) -> Result<u64, Fault> {
     let known = tx
         .query(
             "SELECT 1 FROM windlass.node WHERE id = $1 AND beat_at > $2",

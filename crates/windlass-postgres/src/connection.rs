@@ -13,7 +13,7 @@ use tracing::debug;
 use windlass_core::StoreError;
 
 use crate::errors::{Fault, store_error};
-use crate::{Shared, claim, push, settle};
+use crate::{Shared, claim, push, schema, settle};
 
 /// No answer for this long means that the connection is dead, whatever TCP says. The server gives up before.
 pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(20);
@@ -35,16 +35,22 @@ SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('sync
 /// Values of a statement.
 pub(crate) type Values<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// An open connection.
-pub(crate) struct Connection {
-    client: Client,
-    shared: Arc<Shared>,
+/// An open connection: our own, or one on which the application has a transaction open.
+pub(crate) struct Connection<'c> {
+    client: Handle<'c>,
+    schema: String,
+    channel: String,
     prepared: Mutex<HashMap<&'static str, Statement>>,
 }
 
-impl std::fmt::Debug for Connection {
+enum Handle<'c> {
+    Ours(Client),
+    Theirs(&'c Client),
+}
+
+impl std::fmt::Debug for Connection<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("to", &self.shared.address.shown).finish_non_exhaustive()
+        f.debug_struct("Connection").field("schema", &self.schema).finish_non_exhaustive()
     }
 }
 
@@ -83,7 +89,7 @@ async fn connect_at_all(shared: &Shared) -> Result<Client, StoreError> {
     Ok(client)
 }
 
-impl Connection {
+impl<'c> Connection<'c> {
     /// Opens a connection and prepares what is used all the time.
     pub(crate) async fn open(shared: &Arc<Shared>) -> Result<Self, StoreError> {
         Self::on(connect(shared).await?, shared).await
@@ -91,7 +97,8 @@ impl Connection {
 
     /// Goes on with an open connection.
     pub(crate) async fn on(client: Client, shared: &Arc<Shared>) -> Result<Self, StoreError> {
-        let connection = Self { client, shared: Arc::clone(shared), prepared: Mutex::default() };
+        let (schema, channel) = (shared.address.schema.clone(), shared.channel.clone());
+        let connection = Self { client: Handle::Ours(client), schema, channel, prepared: Mutex::default() };
         let hot = [
             push::INSERT,
             push::FORGET_KNOWN,
@@ -102,27 +109,43 @@ impl Connection {
             claim::CLAIM_BY_NAME,
             claim::RENEW,
         ];
-        try_join_all(hot.map(|sql| connection.prepare(sql)))
-            .await
-            .map_err(|fault| fault.to_store_error(&shared.address.shown))?;
+        connection.prepare_all(&hot).await.map_err(|fault| fault.to_store_error(&shared.address.shown))?;
         Ok(connection)
     }
 
-    /// What all connections know.
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    /// Prepares statements that are not.
+    pub(crate) async fn prepare_all(&self, statements: &[&'static str]) -> Result<(), Fault> {
+        let missing = |sql: &&&'static str| !self.prepared.lock().contains_key(**sql);
+        try_join_all(statements.iter().filter(missing).map(|sql| self.prepare(sql))).await.map(drop)
+    }
+
+    /// Takes part in what the application does on a connection of its own, with its settings.
+    pub(crate) fn of_application(client: &'c Client, schema: &str) -> Self {
+        let (schema, channel) = (schema.to_owned(), schema::channel(schema));
+        Self { client: Handle::Theirs(client), schema, channel, prepared: Mutex::default() }
+    }
+
+    fn client(&self) -> &Client {
+        match &self.client {
+            Handle::Ours(client) => client,
+            Handle::Theirs(client) => client,
+        }
+    }
+
+    fn sql(&self, text: &str) -> String {
+        schema::for_schema(text, &self.schema, &self.channel)
     }
 
     /// Whether the server or the network has ended it.
     pub(crate) fn is_closed(&self) -> bool {
-        self.client.is_closed()
+        self.client().is_closed()
     }
 
     async fn prepare(&self, sql: &'static str) -> Result<Statement, Fault> {
         if let Some(statement) = self.prepared.lock().get(sql) {
             return Ok(statement.clone());
         }
-        let statement = in_time(self.client.prepare(&self.shared.sql(sql))).await?;
+        let statement = self.in_time(self.client().prepare(&self.sql(sql))).await?;
         self.prepared.lock().insert(sql, statement.clone());
         Ok(statement)
     }
@@ -130,30 +153,33 @@ impl Connection {
     /// Runs a statement, prepared once for the life of the connection.
     pub(crate) async fn query(&self, sql: &'static str, values: Values<'_>) -> Result<Vec<Row>, Fault> {
         let statement = self.prepare(sql).await?;
-        in_time(self.client.query(&statement, values)).await
+        self.in_time(self.client().query(&statement, values)).await
     }
 
     /// Runs a statement and answers how many rows it changed.
     pub(crate) async fn execute(&self, sql: &'static str, values: Values<'_>) -> Result<u64, Fault> {
         let statement = self.prepare(sql).await?;
-        in_time(self.client.execute(&statement, values)).await
+        self.in_time(self.client().execute(&statement, values)).await
     }
 
     /// Runs a statement that was put together for this question alone.
     pub(crate) async fn query_once(&self, sql: &str, values: Values<'_>) -> Result<Vec<Row>, Fault> {
-        in_time(self.client.query(&self.shared.sql(sql), values)).await
+        self.in_time(self.client().query(&self.sql(sql), values)).await
     }
 
     /// Runs statements without values or answers.
     pub(crate) async fn run(&self, sql: &str) -> Result<(), Fault> {
-        in_time(self.client.batch_execute(sql)).await
+        self.in_time(self.client().batch_execute(sql)).await
     }
-}
 
-/// A request must end.
-async fn in_time<T>(request: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Fault> {
-    match timeout(REQUEST_MAX, request).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => Err(Fault::Silent),
+    /// A request of ours must end. In the application's transaction, the application says how long something takes.
+    async fn in_time<T>(&self, request: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Fault> {
+        match &self.client {
+            Handle::Theirs(_) => Ok(request.await?),
+            Handle::Ours(_) => match timeout(REQUEST_MAX, request).await {
+                Ok(answer) => Ok(answer?),
+                Err(_) => Err(Fault::Silent),
+            },
+        }
     }
 }

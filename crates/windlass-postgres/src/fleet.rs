@@ -16,7 +16,7 @@ const UNPARK_MAX: i64 = 10_000;
 pub(crate) const SHOWN: Duration = Duration::from_secs(86_400);
 
 /// Records a beat.
-pub(crate) async fn beat(tx: &mut Tx, node: &NodeInfo, ttl: Duration) -> Result<(), Fault> {
+pub(crate) async fn beat(tx: &mut Tx<'_>, node: &NodeInfo, ttl: Duration) -> Result<(), Fault> {
     let stays = match node.phase {
         NodePhase::Running | NodePhase::Quiet | NodePhase::Stopping => true,
         NodePhase::Stopped => false,
@@ -32,7 +32,7 @@ pub(crate) async fn beat(tx: &mut Tx, node: &NodeInfo, ttl: Duration) -> Result<
     if stays { unpark(tx, &node.tasks).await } else { Ok(()) }
 }
 
-async fn unpark(tx: &mut Tx, names: &[TaskName]) -> Result<(), Fault> {
+async fn unpark(tx: &mut Tx<'_>, names: &[TaskName]) -> Result<(), Fault> {
     let names: Vec<&str> = names.iter().map(TaskName::as_str).collect();
     let rows = tx
         .query(
@@ -53,7 +53,7 @@ async fn unpark(tx: &mut Tx, names: &[TaskName]) -> Result<(), Fault> {
 }
 
 /// Every node that beat in the last day, the living first.
-pub(crate) async fn nodes(tx: &mut Tx) -> Result<Vec<Node>, Fault> {
+pub(crate) async fn nodes(tx: &mut Tx<'_>) -> Result<Vec<Node>, Fault> {
     let rows = tx
         .query(
             "SELECT info, beat_at, alive_until > $1 FROM windlass.node WHERE beat_at > $2 ORDER BY alive_until > $1 DESC, id",

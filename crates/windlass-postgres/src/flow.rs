@@ -18,7 +18,7 @@ use crate::tx::Tx;
 const TOUCH: Duration = Duration::from_secs(3600);
 
 /// Does what follows, to the end.
-pub(crate) async fn apply(tx: &mut Tx, follows: Vec<Follow>) -> Result<(), Fault> {
+pub(crate) async fn apply(tx: &mut Tx<'_>, follows: Vec<Follow>) -> Result<(), Fault> {
     let mut rest: VecDeque<Follow> = follows.into();
     while !rest.is_empty() {
         let mut arrivals: BTreeMap<GroupId, Vec<Arrival>> = BTreeMap::new();
@@ -30,7 +30,7 @@ pub(crate) async fn apply(tx: &mut Tx, follows: Vec<Follow>) -> Result<(), Fault
                 let stranded: Vec<NewTask> = follow.stranded.iter().map(NewTask::of).collect();
                 push::strand(tx, &stranded, follow.cause.as_ref()).await?;
             }
-            if let Some(arrival) = follow.arrive {
+            for arrival in follow.arrive {
                 arrivals.entry(arrival.member.group.clone()).or_default().push(arrival);
             }
         }
@@ -56,7 +56,7 @@ struct Group {
 }
 
 /// Counts members that ended and answers what their group starts.
-async fn arrive(tx: &mut Tx, id: &GroupId, arrivals: Vec<Arrival>) -> Result<Option<Follow>, Fault> {
+async fn arrive(tx: &mut Tx<'_>, id: &GroupId, arrivals: Vec<Arrival>) -> Result<Option<Follow>, Fault> {
     let Some(mut group) = group_of(tx, id).await? else { return Ok(None) };
     // The results of a complete group are gone: what followed has them.
     if group.completed || !count(tx, &mut group, arrivals).await? {
@@ -97,7 +97,7 @@ async fn arrive(tx: &mut Tx, id: &GroupId, arrivals: Vec<Arrival>) -> Result<Opt
 }
 
 /// Each member counts once, by its latest arrival; a success is never replaced. Answers whether anything changed.
-async fn count(tx: &Tx, group: &mut Group, arrivals: Vec<Arrival>) -> Result<bool, Fault> {
+async fn count(tx: &Tx<'_>, group: &mut Group, arrivals: Vec<Arrival>) -> Result<bool, Fault> {
     let places: Vec<i32> = arrivals.iter().map(|arrival| arrival.member.index as i32).collect();
     let known = tx
         .query(
@@ -143,7 +143,7 @@ async fn count(tx: &Tx, group: &mut Group, arrivals: Vec<Arrival>) -> Result<boo
     Ok(true)
 }
 
-async fn group_of(tx: &Tx, id: &GroupId) -> Result<Option<Group>, Fault> {
+async fn group_of(tx: &Tx<'_>, id: &GroupId) -> Result<Option<Group>, Fault> {
     let rows = tx
         .query(
             "SELECT number, size, policy, succeeded, failed, completed, broken FROM windlass.groups WHERE id = $1 FOR UPDATE",
@@ -171,14 +171,14 @@ pub(crate) fn policy_of(stored: &str) -> Result<FailurePolicy, Fault> {
         .ok_or_else(|| Fault::damaged("group", "its policy is unknown"))
 }
 
-async fn after_of(tx: &Tx, number: i64) -> Result<After, Fault> {
+async fn after_of(tx: &Tx<'_>, number: i64) -> Result<After, Fault> {
     let rows = tx.query("SELECT after FROM windlass.groups WHERE number = $1", &[&number]).await?;
     let row = rows.first().ok_or_else(|| Fault::damaged("group", "it is gone"))?;
     from_json("group", value(row, 0)?)
 }
 
 /// What the members ended with, in the order of their places.
-async fn joined(tx: &Tx, group: &Group) -> Result<Json, Fault> {
+async fn joined(tx: &Tx<'_>, group: &Group) -> Result<Json, Fault> {
     let rows = tx
         .query("SELECT succeeded, outcome FROM windlass.arrival WHERE number = $1 ORDER BY place", &[&group.number])
         .await?;
@@ -189,7 +189,7 @@ async fn joined(tx: &Tx, group: &Group) -> Result<Json, Fault> {
     Ok(join(group.policy, outcomes.iter().map(|outcome| outcome.as_ref().map(|result| *result))))
 }
 
-async fn first_failure(tx: &Tx, number: i64) -> Result<Failure, Fault> {
+async fn first_failure(tx: &Tx<'_>, number: i64) -> Result<Failure, Fault> {
     let rows = tx
         .query(
             "SELECT outcome FROM windlass.arrival WHERE number = $1 AND NOT succeeded ORDER BY place LIMIT 1",

@@ -2,6 +2,7 @@
 
 use windlass_core::view::{Check, Health, Info};
 
+use crate::Shared;
 use crate::errors::Fault;
 use crate::rows::value;
 use crate::schema::SCHEMA_VERSION;
@@ -13,8 +14,7 @@ const TRANSACTION_GOOD: f64 = 300.0;
 const DEAD_ROWS_GOOD: i64 = 100_000;
 
 /// What is cheap to know.
-pub(crate) async fn info(tx: &Tx) -> Result<Info, Fault> {
-    let shared = tx.connection().shared();
+pub(crate) async fn info(tx: &Tx<'_>, shared: &Shared) -> Result<Info, Fault> {
     let (settings, size, version, oldest, rows, locks) = tokio::try_join!(
         tx.query(
             "SELECT current_setting('server_version'), current_setting('synchronous_commit'), current_setting('fsync'), \

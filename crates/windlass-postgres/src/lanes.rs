@@ -10,6 +10,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -24,8 +25,10 @@ use windlass_core::backend::{Demand, Renewed};
 use crate::claim::{Claimed, PreparedRenewal, Walk};
 use crate::connection::Connection;
 use crate::errors::{Fault, Remedy};
-use crate::push::NewTask;
+use crate::push::{Inserted, NewTask};
 use crate::settle::{Back, Backs, End};
+use crate::turns::{self, Decided};
+use crate::tx::Tx;
 use crate::wake::Effects;
 use crate::{Shared, claim, push, settle};
 
@@ -46,8 +49,7 @@ type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 /// What a lane can do for many callers at once, and lending itself.
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Answers for each task whether it was stored.
-    Push(Arc<Vec<NewTask>>, Answer<Vec<bool>>),
+    Push(Arc<Vec<NewTask>>, Answer<Vec<Inserted>>),
     Settle(Arc<Settling>, Answer<SettledRows>),
     Claim(Arc<Claiming>, Answer<Took>),
     Renew(Arc<Vec<PreparedRenewal>>, Answer<Vec<Renewed>>),
@@ -84,6 +86,11 @@ pub(crate) struct Took {
     /// How many scheduled tasks it made ready.
     pub(crate) promoted: usize,
     pub(crate) names_paused: bool,
+    /// It took nothing, as gates or keys have to be looked at.
+    pub(crate) shared: bool,
+    /// Of a claim in turns: what the next one should know.
+    pub(crate) opens_after: Option<Duration>,
+    pub(crate) alone: bool,
 }
 
 impl Job {
@@ -95,6 +102,10 @@ impl Job {
             Self::Renew(renewals, _) => renewals.len(),
             Self::Lend(_) => 0,
         }
+    }
+
+    fn goes_in_turns(&self) -> bool {
+        matches!(self, Self::Claim(claiming, _) if claiming.walk == Walk::Turns)
     }
 
     fn nobody_waits(&self) -> bool {
@@ -124,6 +135,8 @@ impl Job {
 struct Waiting {
     jobs: Mutex<VecDeque<(Instant, Job)>>,
     some: Notify,
+    /// A lane claims in turns: others that did so would only wait for it, so such claims wait here.
+    turn_taken: AtomicBool,
 }
 
 impl Waiting {
@@ -134,25 +147,40 @@ impl Waiting {
 
     async fn until_some(&self) {
         loop {
-            if !self.jobs.lock().is_empty() {
+            if self.jobs.lock().iter().any(|(_, job)| self.can_be_done(job)) {
                 return;
             }
             self.some.notified().await;
         }
     }
 
-    /// The oldest job, and those that can share its transaction.
+    fn can_be_done(&self, job: &Job) -> bool {
+        !job.goes_in_turns() || !self.turn_taken.load(Ordering::Acquire)
+    }
+
+    /// The turn of a lane is over.
+    fn give_turn(&self) {
+        self.turn_taken.store(false, Ordering::Release);
+        self.some.notify_one();
+    }
+
+    /// The oldest job that can be done, and those that can share its transaction.
     fn take(&self) -> Vec<Job> {
         let mut jobs = self.jobs.lock();
         jobs.retain(|(_, job)| !job.nobody_waits());
-        let Some((_, first)) = jobs.pop_front() else { return Vec::new() };
+        let first = jobs.iter().position(|(_, job)| self.can_be_done(job));
+        let Some((_, first)) = first.and_then(|first| jobs.remove(first)) else { return Vec::new() };
         let mut taken = vec![first];
         if !matches!(taken[0], Job::Lend(_)) {
             let (mut rows, mut claims) = (taken[0].rows(), usize::from(matches!(taken[0], Job::Claim(..))));
             let mut index = 0;
             while let Some((_, job)) = jobs.get(index) {
                 let claim = usize::from(matches!(job, Job::Claim(..)));
-                if matches!(job, Job::Lend(_)) || rows + job.rows() > ROWS_MAX || claims + claim > CLAIMS_MAX {
+                if matches!(job, Job::Lend(_))
+                    || !self.can_be_done(job)
+                    || rows + job.rows() > ROWS_MAX
+                    || claims + claim > CLAIMS_MAX
+                {
                     index += 1;
                     continue;
                 }
@@ -160,6 +188,9 @@ impl Waiting {
                 claims += claim;
                 taken.extend(jobs.remove(index).map(|(_, job)| job));
             }
+        }
+        if taken.iter().any(Job::goes_in_turns) {
+            self.turn_taken.store(true, Ordering::Release);
         }
         if !jobs.is_empty() {
             self.some.notify_one();
@@ -183,6 +214,7 @@ impl Waiting {
 /// The way to the connections. They close when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Lanes {
+    pub(crate) shared: Arc<Shared>,
     waiting: Arc<Waiting>,
     running: Vec<AbortHandle>,
 }
@@ -195,7 +227,7 @@ impl Drop for Lanes {
 
 impl Lanes {
     /// Starts as many lanes as the address says; the first uses `first`, the others connect when there is work for them.
-    pub(crate) fn start(shared: &Arc<Shared>, first: Connection) -> Self {
+    pub(crate) fn start(shared: &Arc<Shared>, first: Connection<'static>) -> Self {
         let waiting = Arc::new(Waiting::default());
         let mut first = Some(first);
         let running = (0..shared.address.connections)
@@ -204,11 +236,11 @@ impl Lanes {
                 tokio::spawn(lane.run()).abort_handle()
             })
             .collect();
-        Self { waiting, running }
+        Self { shared: Arc::clone(shared), waiting, running }
     }
 
-    pub(crate) async fn push(&self, tasks: Vec<NewTask>) -> Result<Vec<bool>, StoreError> {
-        self.ask(|answer| Job::Push(Arc::new(tasks), answer)).await
+    pub(crate) async fn push(&self, tasks: Arc<Vec<NewTask>>) -> Result<Vec<Inserted>, StoreError> {
+        self.ask(|answer| Job::Push(tasks, answer)).await
     }
 
     pub(crate) async fn settle(&self, settling: Settling) -> Result<SettledRows, StoreError> {
@@ -240,14 +272,14 @@ impl Lanes {
 /// A borrowed connection. One that is dropped in the middle of a transaction is closed, which rolls it back.
 #[derive(Debug)]
 pub(crate) struct Lent {
-    connection: Option<Connection>,
-    back: Option<oneshot::Sender<Connection>>,
+    connection: Option<Connection<'static>>,
+    back: Option<oneshot::Sender<Connection<'static>>>,
     /// Whether a transaction is open, or the connection is of no use for another reason.
     pub(crate) spoiled: bool,
 }
 
 impl Lent {
-    pub(crate) fn connection(&self) -> &Connection {
+    pub(crate) fn connection(&self) -> &Connection<'static> {
         self.connection.as_ref().unwrap_or_else(|| unreachable!("it is there until it is given back"))
     }
 }
@@ -264,7 +296,7 @@ impl Drop for Lent {
 struct Lane {
     shared: Arc<Shared>,
     waiting: Arc<Waiting>,
-    connection: Option<Connection>,
+    connection: Option<Connection<'static>>,
 }
 
 impl Lane {
@@ -296,7 +328,7 @@ impl Lane {
     }
 
     /// Does what waits; answers the connection when it can be used further.
-    async fn work(&self, connection: Connection) -> Option<Connection> {
+    async fn work(&self, connection: Connection<'static>) -> Option<Connection<'static>> {
         let mut jobs = self.waiting.take();
         if matches!(jobs.first(), Some(Job::Lend(_))) {
             let Some(Job::Lend(answer)) = jobs.pop() else { return Some(connection) };
@@ -306,15 +338,28 @@ impl Lane {
             drop(answer.send(Ok(lent)));
             return returned.await.ok();
         }
-        if jobs.is_empty() || Box::pin(commit(&connection, jobs)).await { Some(connection) } else { None }
+        if jobs.is_empty() {
+            return Some(connection);
+        }
+        let _turn = jobs.iter().any(Job::goes_in_turns).then(|| MyTurn(&self.waiting));
+        if Box::pin(commit(&self.shared, &connection, jobs)).await { Some(connection) } else { None }
+    }
+}
+
+/// The turn of a lane; given on however it ends.
+struct MyTurn<'a>(&'a Waiting);
+
+impl Drop for MyTurn<'_> {
+    fn drop(&mut self) {
+        self.0.give_turn();
     }
 }
 
 /// Does jobs in one transaction and answers them; `false` when the connection is of no use any more.
-async fn commit(connection: &Connection, jobs: Vec<Job>) -> bool {
+async fn commit(shared: &Shared, connection: &Connection<'static>, jobs: Vec<Job>) -> bool {
     let mut tries = 0;
     loop {
-        let done = Box::pin(Batch::of(&jobs).run(connection)).await;
+        let done = Box::pin(Batch::of(&jobs).run(shared, connection)).await;
         let fault = match done {
             Ok(done) => {
                 done.answer(jobs);
@@ -324,12 +369,12 @@ async fn commit(connection: &Connection, jobs: Vec<Job>) -> bool {
         };
         let remedy = fault.remedy();
         if remedy == Remedy::Reconnect {
-            let error = fault.to_store_error(&connection.shared().address.shown);
+            let error = fault.to_store_error(&shared.address.shown);
             fail_all(jobs, &error);
             return false;
         }
         if connection.run("ROLLBACK").await.is_err() {
-            let error = fault.to_store_error(&connection.shared().address.shown);
+            let error = fault.to_store_error(&shared.address.shown);
             fail_all(jobs, &error);
             return false;
         }
@@ -342,7 +387,7 @@ async fn commit(connection: &Connection, jobs: Vec<Job>) -> bool {
             // One of them cannot be done; the others can.
             let mut rest = jobs.into_iter();
             while let Some(job) = rest.next() {
-                if !Box::pin(commit(connection, vec![job])).await {
+                if !Box::pin(commit(shared, connection, vec![job])).await {
                     let error = StoreError::Unreachable("the connection was lost".into());
                     fail_all(rest, &error);
                     return false;
@@ -350,7 +395,7 @@ async fn commit(connection: &Connection, jobs: Vec<Job>) -> bool {
             }
             return true;
         }
-        let error = fault.to_store_error(&connection.shared().address.shown);
+        let error = fault.to_store_error(&shared.address.shown);
         fail_all(jobs, &error);
         return true;
     }
@@ -369,8 +414,11 @@ pub(crate) async fn pause(tries: u32) {
 }
 
 /// The statements of some jobs, and their values.
+#[derive(Default)]
 struct Batch<'a> {
     tasks: Vec<&'a NewTask>,
+    /// Which job each of them is part of.
+    pushes: Vec<i32>,
     ends: Vec<&'a End>,
     backs: Vec<&'a Back>,
     claims: Vec<&'a Claiming>,
@@ -379,7 +427,7 @@ struct Batch<'a> {
 
 /// What the statements answered.
 struct Done {
-    stored: Vec<bool>,
+    stored: Vec<Inserted>,
     ended: HashSet<(i64, i64)>,
     sent_back: Backs,
     took: Vec<Took>,
@@ -388,11 +436,13 @@ struct Done {
 
 impl<'a> Batch<'a> {
     fn of(jobs: &'a [Job]) -> Self {
-        let mut batch =
-            Self { tasks: Vec::new(), ends: Vec::new(), backs: Vec::new(), claims: Vec::new(), renewals: Vec::new() };
-        for job in jobs {
+        let mut batch = Self::default();
+        for (number, job) in jobs.iter().enumerate() {
             match job {
-                Job::Push(tasks, _) => batch.tasks.extend(tasks.iter()),
+                Job::Push(tasks, _) => {
+                    batch.tasks.extend(tasks.iter());
+                    batch.pushes.resize(batch.tasks.len(), number as i32);
+                }
                 Job::Settle(settling, _) => {
                     batch.ends.extend(&settling.ends);
                     batch.backs.extend(&settling.backs);
@@ -408,32 +458,47 @@ impl<'a> Batch<'a> {
         batch
     }
 
-    /// One round trip: every statement is sent before the first is answered.
-    async fn run(self, connection: &Connection) -> Result<Done, Fault> {
-        let shared = connection.shared();
+    /// One round trip: every statement is sent before the first is answered. Claims in turns need two more.
+    async fn run(self, shared: &Shared, connection: &Connection<'static>) -> Result<Done, Fault> {
         let now = shared.given_now();
         let mut effects = Effects::default();
-        let (began, stored, known, ended, sent_back, renewed, promoted, took, committed) = tokio::join!(
+        let in_turns: Vec<&Demand> = self
+            .claims
+            .iter()
+            .filter(|claiming| claiming.walk == Walk::Turns)
+            .map(|claiming| &claiming.demand)
+            .collect();
+        if !in_turns.is_empty() {
+            connection.prepare_all(&turns::SENT_TOGETHER).await?;
+        }
+        let mut tx = Tx::of_lane(connection);
+        let (began, stored, known, ended, sent_back, renewed, promoted, took, shares) = tokio::join!(
             biased;
             connection.run("BEGIN"),
-            push::insert(connection, now, &self.tasks),
+            push::insert(connection, now, &self.tasks, Some(&self.pushes)),
             push::forget_known(connection, &self.tasks),
             settle::end(connection, now, &self.ends),
             settle::send_back(connection, now, &self.backs),
             claim::renew(connection, now, &self.renewals),
             claim::promote(connection, now, if self.claims.is_empty() { 0 } else { claim::PROMOTE_MAX }),
             join_all(self.claims.iter().map(|claiming| claim::take(connection, now, claiming))),
-            connection.run("COMMIT"),
+            finish(shared, &mut tx, &in_turns),
         );
         began?;
-        let stored = push::stored(&self.tasks, &stored?, &known?, &mut effects);
+        let stored = push::stored(&self.tasks, Some(&self.pushes), &stored?, &known?, &mut effects);
         let ended = ended?;
+        effects.all |= ended.frees;
+        let ended = ended.applied;
         let sent_back = sent_back?;
         let renewed = renewed?;
         let promoted = promoted?;
         let mut took = took.into_iter().collect::<Result<Vec<_>, _>>()?;
-        committed?;
-        for took in &mut took {
+        let mut shares = shares?.into_iter();
+        effects.add(std::mem::take(&mut tx.effects));
+        for (took, claiming) in took.iter_mut().zip(&self.claims) {
+            if claiming.walk == Walk::Turns {
+                *took = shares.next().unwrap_or_default();
+            }
             took.promoted = promoted.tasks;
             took.names_paused = promoted.names_paused;
         }
@@ -441,6 +506,7 @@ impl<'a> Batch<'a> {
         effects.queues.extend(promoted.queues);
         effects.queues.extend(sent_back.queues.iter().cloned());
         effects.scheduled |= sent_back.scheduled;
+        effects.all |= sent_back.frees;
         effects
             .ended
             .extend(self.ends.iter().filter(|end| ended.contains(&(end.seq, end.fence))).map(|end| end.id.clone()));
@@ -448,6 +514,33 @@ impl<'a> Batch<'a> {
         shared.changed();
         Ok(Done { stored, ended, sent_back, took, renewed })
     }
+}
+
+/// Claims in turns, one after the other, and commits.
+async fn finish(shared: &Shared, tx: &mut Tx<'_>, in_turns: &[&Demand]) -> Result<Vec<Took>, Fault> {
+    let mut shares = Vec::with_capacity(in_turns.len());
+    let mut last = None;
+    for demand in in_turns {
+        if let Some((mut decided, demand)) = last.take() {
+            shares.push(written(&mut decided, tx, demand).await?);
+        }
+        let read = Box::pin(turns::read(tx, shared, demand)).await?;
+        last = Some((Box::pin(turns::decide(tx, read, demand)).await?, *demand));
+    }
+    tx.flush().await?;
+    let Some((mut decided, demand)) = last else {
+        tx.connection().run("COMMIT").await?;
+        return Ok(shares);
+    };
+    let tx: &Tx<'_> = tx;
+    let (took, committed) = tokio::join!(biased; written(&mut decided, tx, demand), tx.connection().run("COMMIT"));
+    shares.push(took?);
+    committed.map(|()| shares)
+}
+
+async fn written(decided: &mut Decided, tx: &Tx<'_>, demand: &Demand) -> Result<Took, Fault> {
+    let claimed = decided.write(tx, demand).await?;
+    Ok(Took { claimed, opens_after: decided.opens_after, alone: decided.alone, ..Took::default() })
 }
 
 impl Done {

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Where to look: `sql/` the tables, `schema` their versions; `address` the URL, `tls`, `connection`, `open`; `lanes`, `tx` what a
-//! transaction is; `push`, `claim`, `settle`, `flow`, `command`, `tick`, `retention`, `fleet`, `schedules`, `transfer` one verb each; `read`,
-//! `listing`, `info` what people see; `wake`, `listen` waiting; `errors` what PostgreSQL's errors mean. `join` pushes within a
-//! transaction of the application's own; the function `windlass.enqueue` of the schema does the same for every language.
+//! transaction is; `offer`, `push`, `claim`, `settle`, `flow`, `command`, `tick`, `retention`, `fleet`, `schedules`, `limits`, `notes`, `transfer`
+//! one verb each; `turns`, `ring` claims past gates and in the turns of keys; `read`, `listing`, `info` what people see; `wake`,
+//! `listen` waiting; `errors` what PostgreSQL's errors mean. `join` pushes and completes within a transaction of the application's
+//! own; the function `windlass.enqueue` of the schema pushes for every language.
 //!
 //! # What holds
 //!
@@ -19,6 +20,11 @@
 //! - No statement reads history to count it, and no row is written by everybody: transactions leave changes of the counts
 //!   behind, ticks add them up.
 //! - `NOTIFY` takes a lock of the whole server at its commit: it is sent only while somebody waits.
+//! - A claim asks once whether a limit, a hold or a key concerns its queues. Without any it is one statement; otherwise it goes
+//!   past the gates under advisory locks, in three round trips that it shares with other work: one such claim of a queue at a
+//!   time, and one of the database while a limit of names or keys holds for several queues.
+//! - What runs is counted for each claim that a concurrency limits, in the rows themselves; a task counts until the commit
+//!   that ends it. The length of a queue is counted under a lock: pushes into such a queue go one after the other.
 //! - A request whose connection was lost answers [`StoreError::Unreachable`](windlass_core::StoreError::Unreachable): it may have
 //!   taken effect, and every verb is safe to repeat. Deadlocks and serialization failures are repeated here.
 //! - With `Retention::finished` beyond two days, what has ended goes by whole days, up to a day late; below, row by row.
@@ -59,12 +65,16 @@ mod flow;
 mod info;
 mod join;
 mod lanes;
+mod limits;
 mod listen;
 mod listing;
+mod notes;
+mod offer;
 mod open;
 mod push;
 mod read;
 mod retention;
+mod ring;
 mod rows;
 mod schedules;
 mod schema;
@@ -72,19 +82,22 @@ mod settle;
 mod tick;
 mod tls;
 mod transfer;
+mod turns;
 mod tx;
 mod wake;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use tokio_postgres_rustls::MakeRustlsConnect;
 use windlass_core::time::LeaseGuard;
 use windlass_core::view::Retention;
-use windlass_core::{Clock, Timestamp};
+use windlass_core::{Clock, QueueName, Timestamp};
 
 pub use address::{CONNECTIONS, CONNECTIONS_MAX, SCHEMA};
-pub use join::{PushInError, push_in};
+pub use join::{CompleteInError, PushInError, complete_in, push_in};
 pub use open::{Migrations, Options, Time};
 pub use schema::{Pending, SCHEMA_VERSION};
 
@@ -111,6 +124,9 @@ struct Shared {
     channel: String,
     /// Whether some names are paused, as far as is known: then claims go by name.
     names_paused: AtomicBool,
+    limits: limits::Cache,
+    /// Queues in which the last claim found gates or keys to look at.
+    in_turns: Mutex<HashSet<QueueName>>,
     /// Transactions since the counts were added up.
     changes: AtomicU64,
     upkeep: retention::Upkeep,
@@ -142,6 +158,22 @@ impl Shared {
         if looked {
             self.names_paused.store(paused, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a claim of these queues begins by looking at gates and keys.
+    fn goes_in_turns(&self, queues: &[QueueName]) -> bool {
+        let known = self.in_turns.lock();
+        !known.is_empty() && queues.iter().any(|queue| known.contains(queue))
+    }
+
+    /// Notes what a claim of these queues found.
+    fn go_in_turns(&self, queues: &[QueueName]) {
+        self.in_turns.lock().extend(queues.iter().cloned());
+    }
+
+    /// The opposite.
+    fn go_alone(&self, queues: &[QueueName]) {
+        self.in_turns.lock().retain(|queue| !queues.contains(queue));
     }
 
     /// Counts a transaction.

@@ -114,7 +114,8 @@ const LOOK_SQL: &str = "\
 WITH t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now) SELECT t.now, \
 (SELECT at FROM windlass.live WHERE state = 0 AND state <> 1 AND at > t.now ORDER BY at LIMIT 1), \
 EXISTS (SELECT 1 FROM windlass.live WHERE state = 0 AND state <> 1 AND at <= t.now) \
-OR EXISTS (SELECT 1 FROM windlass.live WHERE state = 1) FROM t";
+OR EXISTS (SELECT 1 FROM windlass.live WHERE state = 1 AND key IS NULL) \
+OR EXISTS (SELECT 1 FROM windlass.live WHERE state = 1 AND key IS NOT NULL) FROM t";
 
 /// All notes that have come, as one.
 fn gather(first: &str, notes: &mut mpsc::UnboundedReceiver<String>) -> Effects {

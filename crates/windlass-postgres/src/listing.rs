@@ -41,7 +41,7 @@ pub(crate) fn place_of(cursor: Option<&Cursor>) -> Result<Option<i64>, StoreErro
 }
 
 /// One page with its records.
-pub(crate) async fn list(tx: &Tx, filter: &Filter, page: &Page, after: Option<i64>) -> Result<Listing, Fault> {
+pub(crate) async fn list(tx: &Tx<'_>, filter: &Filter, page: &Page, after: Option<i64>) -> Result<Listing, Fault> {
     let Scanned { seqs, next } = scan(tx, filter, after, page.limit).await?;
     let sql = format!(
         "{LIVE_RECORD} WHERE t.seq = ANY($1) UNION ALL {FINISHED_RECORD} WHERE t.seq = ANY($1) \
@@ -64,7 +64,7 @@ const TABLES: [(&str, [State; 4]); 3] = [
 ];
 
 /// The first `limit` places after `after` that match.
-pub(crate) async fn scan(tx: &Tx, filter: &Filter, after: Option<i64>, limit: usize) -> Result<Scanned, Fault> {
+pub(crate) async fn scan(tx: &Tx<'_>, filter: &Filter, after: Option<i64>, limit: usize) -> Result<Scanned, Fault> {
     let tables: Vec<&str> = TABLES
         .iter()
         .filter(|(_, holds)| filter.states.is_empty() || holds.iter().any(|state| filter.states.contains(state)))
@@ -95,7 +95,7 @@ pub(crate) async fn scan(tx: &Tx, filter: &Filter, after: Option<i64>, limit: us
 
 /// Places that match among the next tasks, and where to go on when there are more.
 async fn stretch(
-    tx: &Tx,
+    tx: &Tx<'_>,
     tables: &[&str],
     condition: &Condition,
     below: i64,
@@ -190,7 +190,7 @@ impl Condition {
 }
 
 /// Whether so few tasks are in these states that they can be collected through the index of these states.
-async fn few_in_states(tx: &Tx, states: &[State]) -> Result<bool, Fault> {
+async fn few_in_states(tx: &Tx<'_>, states: &[State]) -> Result<bool, Fault> {
     let indexed = |state: &State| matches!(state, State::Scheduled | State::Running | State::Parked);
     if states.is_empty() || !states.iter().all(indexed) {
         return Ok(false);

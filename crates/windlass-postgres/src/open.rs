@@ -138,6 +138,8 @@ fn shared(url: &str, retention: Retention, time: Time) -> Result<Shared, StoreEr
         bell: Arc::new(Bell::default()),
         handle: TaskId::random().to_string(),
         names_paused: AtomicBool::new(false),
+        limits: crate::limits::Cache::default(),
+        in_turns: parking_lot::Mutex::default(),
         changes: AtomicU64::new(0),
         upkeep: Upkeep::default(),
         turnover: retention::Turnover::default(),

@@ -8,7 +8,9 @@ use std::collections::{HashMap, HashSet};
 use tokio_postgres::Row;
 use windlass_core::backend::Pushed;
 use windlass_core::flow::{NewGroup, stranded_verdict};
-use windlass_core::{DeadReason, Due, Envelope, Failure, QueueName, State, TaskId, Timestamp, Verdict};
+use windlass_core::{
+    DeadReason, Due, Envelope, Failure, OnConflict, QueueName, State, TaskId, Timestamp, UniqueHold, Verdict,
+};
 
 use crate::connection::Connection;
 use crate::errors::Fault;
@@ -16,24 +18,32 @@ use crate::rows::{self, column, micros, reason_code, state_code, to_json};
 use crate::tx::Tx;
 use crate::wake::Effects;
 
-/// `$1` the given time, then a list for each column.
+/// `$1` the given time, then a list for each column; the last one says which tasks belong together.
+///
+/// Those that belong together are left out when one of them is for a queue that has a length: they are named by a row with
+/// the state -1, and [`crate::offer`] counts.
 pub(crate) const INSERT: &str = "\
 WITH t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now), \
 w AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM windlass.waiting WHERE until > windlass.micros()) AS somebody), \
-n AS (INSERT INTO windlass.live (id, queue, name, priority, state, at, rank, enqueued_at, has_flow, expires, keep, guard, key, workflow, body) \
+z AS MATERIALIZED (SELECT coalesce(array_agg(queue), '{}') AS queues FROM windlass.rule WHERE length IS NOT NULL), \
+y AS MATERIALIZED (SELECT coalesce(array_agg(DISTINCT r.batch), '{}') AS batches \
+FROM z CROSS JOIN unnest($3::text[], $16::integer[]) AS r(queue, batch) WHERE r.queue = ANY (z.queues) AND r.batch IS NOT NULL), \
+n AS (INSERT INTO windlass.live (id, queue, name, priority, state, at, rank, enqueued_at, has_flow, expires, keep, guard, brief, key, \
+workflow, body) \
 SELECT r.id, r.queue, r.name, r.priority, d.state, d.at, d.since - r.priority * 300000000::bigint, t.now, r.has_flow, r.expires, r.keep, \
-r.guard, r.key, r.workflow, r.body \
+r.guard, r.brief, r.key, r.workflow, r.body \
 FROM t CROSS JOIN unnest($2::text[], $3::text[], $4::text[], $5::smallint[], $6::bigint[], $7::bigint[], $8::boolean[], $9::bigint[], \
-$10::bigint[], $11::text[], $12::text[], $13::text[], $14::text[]) WITH ORDINALITY \
-AS r(id, queue, name, priority, after, due, has_flow, expires, keep, guard, key, workflow, body, place) \
+$10::bigint[], $11::text[], $12::text[], $13::text[], $14::text[], $15::boolean[], $16::integer[]) WITH ORDINALITY \
+AS r(id, queue, name, priority, after, due, has_flow, expires, keep, guard, key, workflow, body, brief, batch, place) \
 CROSS JOIN LATERAL (SELECT coalesce(r.due, t.now + r.after, 0) AS due) u \
 CROSS JOIN LATERAL (SELECT CASE WHEN u.due > t.now THEN 0 ELSE 1 END::smallint AS state, \
 CASE WHEN u.due > t.now THEN u.due ELSE 0 END AS at, CASE WHEN u.due > t.now THEN u.due ELSE t.now END AS since) d \
-ORDER BY r.place ON CONFLICT (id) DO NOTHING RETURNING id, queue, state), \
+WHERE r.batch IS NULL OR r.batch <> ALL ((SELECT batches FROM y)::integer[]) ORDER BY r.place ON CONFLICT (id) DO NOTHING RETURNING id, queue, state), \
 c AS (INSERT INTO windlass.delta (queue, scheduled, ready) \
 SELECT queue, count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1) FROM n GROUP BY queue) \
 SELECT n.id, n.state, CASE WHEN w.somebody THEN \
-pg_notify('@channel', CASE n.state WHEN 1 THEN 'q ' || n.queue ELSE 'd' END)::text END FROM n, w";
+pg_notify('@channel', CASE n.state WHEN 1 THEN 'q ' || n.queue ELSE 'd' END)::text END FROM n, w \
+UNION ALL SELECT b.batch::text, -1::smallint, NULL FROM y CROSS JOIN unnest(y.batches) AS b(batch)";
 
 /// `$1` the ids of the tasks that were pushed. An id is never in two tables, so what is found in `live` was just inserted.
 pub(crate) const FORGET_KNOWN: &str = "\
@@ -59,6 +69,10 @@ pub(crate) struct NewTask {
     key: Option<String>,
     /// The unique key, and its window in microseconds.
     pub(crate) unique: Option<(String, Option<i64>)>,
+    /// Whether it gives its unique key back when it starts.
+    brief: bool,
+    /// The whole task, when it takes the place of one that has its unique key and waits.
+    pub(crate) replacing: Option<Box<Envelope>>,
     workflow: Option<String>,
     has_flow: bool,
     body: String,
@@ -71,6 +85,7 @@ impl NewTask {
             Due::After(delay) => (Some(micros(delay.min(windlass_core::envelope::DELAY_MAX))), None),
             Due::At(due) => (None, Some(due.as_micros())),
         };
+        let unique = envelope.unique.as_ref();
         Self {
             id: envelope.id.clone(),
             id_text: envelope.id.to_string(),
@@ -82,7 +97,11 @@ impl NewTask {
             expires: envelope.expires.map(Timestamp::as_micros),
             keep: envelope.result_ttl.map(micros),
             key: envelope.key.as_ref().map(|key| key.as_str().to_owned()),
-            unique: envelope.unique.as_ref().map(|unique| (unique.key.as_str().to_owned(), unique.window.map(micros))),
+            unique: unique.map(|unique| (unique.key.as_str().to_owned(), unique.window.map(micros))),
+            brief: unique.is_some_and(|unique| unique.window.is_none() && unique.hold == UniqueHold::Started),
+            replacing: unique
+                .filter(|unique| unique.on_conflict != OnConflict::Keep)
+                .map(|_| Box::new(envelope.clone())),
             workflow: envelope.workflow.as_ref().map(ToString::to_string),
             has_flow: envelope.flow.is_some(),
             body: envelope.to_body(),
@@ -99,43 +118,19 @@ impl NewTask {
         &self.body
     }
 
-    /// Stores the task in a transaction of the caller's; answers the id of the task that has its id or unique key already.
-    pub(crate) async fn push_in(
-        &self,
-        client: &impl tokio_postgres::GenericClient,
-        schema: &str,
-    ) -> Result<Option<String>, tokio_postgres::Error> {
-        let sql = format!(
-            "SELECT {schema}.push_task($1::text, $2::text, $3::text, $4::int, $5::bigint, $6::bigint, $7::bigint, $8::bigint, \
-             $9::text, $10::bigint, $11::text, $12::text, $13::boolean, $14::text)"
-        );
-        let row = client
-            .query_one(
-                &sql,
-                &[
-                    &self.id_text,
-                    &self.name,
-                    &self.queue.as_str(),
-                    &i32::from(self.priority),
-                    &self.after,
-                    &self.at,
-                    &self.expires,
-                    &self.keep,
-                    &self.unique.as_ref().map(|(key, _)| key.as_str()),
-                    &self.unique.as_ref().and_then(|(_, window)| *window),
-                    &self.key,
-                    &self.workflow,
-                    &self.has_flow,
-                    &self.body,
-                ],
-            )
-            .await?;
-        row.try_get(0)
+    /// Whether it gives its unique key back when it starts; nothing for most.
+    pub(crate) fn brief(&self) -> Option<bool> {
+        self.brief.then_some(true)
     }
 }
 
-/// Inserts tasks whose ids are not live.
-pub(crate) async fn insert(connection: &Connection, now: Option<i64>, tasks: &[&NewTask]) -> Result<Vec<Row>, Fault> {
+/// Inserts tasks whose ids are not live. With batches, those for queues that have a length are left out.
+pub(crate) async fn insert(
+    connection: &Connection<'_>,
+    now: Option<i64>,
+    tasks: &[&NewTask],
+    batches: Option<&[i32]>,
+) -> Result<Vec<Row>, Fault> {
     if tasks.is_empty() {
         return Ok(Vec::new());
     }
@@ -157,13 +152,15 @@ pub(crate) async fn insert(connection: &Connection, now: Option<i64>, tasks: &[&
                 &column(tasks, |task| task.key.as_deref()),
                 &column(tasks, |task| task.workflow.as_deref()),
                 &column(tasks, |task| task.body.as_str()),
+                &column(tasks, NewTask::brief),
+                &batches,
             ],
         )
         .await
 }
 
 /// Takes back the inserted tasks whose id belongs to one that has ended.
-pub(crate) async fn forget_known(connection: &Connection, tasks: &[&NewTask]) -> Result<Vec<Row>, Fault> {
+pub(crate) async fn forget_known(connection: &Connection<'_>, tasks: &[&NewTask]) -> Result<Vec<Row>, Fault> {
     if tasks.is_empty() {
         return Ok(Vec::new());
     }
@@ -171,37 +168,60 @@ pub(crate) async fn forget_known(connection: &Connection, tasks: &[&NewTask]) ->
     connection.query(FORGET_KNOWN, &[&ids]).await
 }
 
+/// What became of a task that was inserted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// It is stored.
+    New,
+    /// Its id is taken.
+    Known,
+    /// It was left out with everything that belongs to it: a queue has a length.
+    Measured,
+}
+
 /// Which tasks are stored, from the answers of [`insert`] and [`forget_known`]. Of equal ids the first is.
-pub(crate) fn stored(tasks: &[&NewTask], inserted: &[Row], known: &[Row], effects: &mut Effects) -> Vec<bool> {
-    let mut new: HashMap<&str, i16> = inserted.iter().map(|row| (row.get(0), row.get(1))).collect();
+pub(crate) fn stored(
+    tasks: &[&NewTask],
+    batches: Option<&[i32]>,
+    inserted: &[Row],
+    known: &[Row],
+    effects: &mut Effects,
+) -> Vec<Inserted> {
+    let (mut new, mut measured): (HashMap<&str, i16>, HashSet<i32>) = (HashMap::new(), HashSet::new());
+    for row in inserted {
+        match (row.get::<_, &str>(0), row.get::<_, i16>(1)) {
+            (batch, -1) => measured.extend(batch.parse::<i32>()),
+            (id, state) => drop(new.insert(id, state)),
+        }
+    }
     for row in known {
         new.remove(row.get::<_, &str>(0));
     }
-    tasks
-        .iter()
-        .map(|task| {
-            let state = new.remove(task.id_text.as_str());
-            match state {
-                Some(state) if state == state_code(State::Ready) => {
-                    effects.queues.insert(task.queue.clone());
-                }
-                Some(_) => effects.scheduled = true,
-                None => {}
-            }
-            state.is_some()
-        })
-        .collect()
+    let is_measured = |index: usize| batches.is_some_and(|batches| measured.contains(&batches[index]));
+    let each = tasks.iter().enumerate().map(|(index, task)| match new.remove(task.id_text.as_str()) {
+        Some(state) if state == state_code(State::Ready) => {
+            effects.queues.insert(task.queue.clone());
+            Inserted::New
+        }
+        Some(_) => {
+            effects.scheduled = true;
+            Inserted::New
+        }
+        None if is_measured(index) => Inserted::Measured,
+        None => Inserted::Known,
+    });
+    each.collect()
 }
 
-/// Stores tasks in a transaction of their own kind: with unique keys, or with groups.
-pub(crate) async fn push(tx: &mut Tx, tasks: &[NewTask]) -> Result<Vec<Pushed>, Fault> {
+/// Stores tasks, however full their queues are.
+pub(crate) async fn push(tx: &mut Tx<'_>, tasks: &[&NewTask]) -> Result<Vec<Pushed>, Fault> {
     let mut holders: HashMap<usize, TaskId> = HashMap::new();
     let with_keys: Vec<usize> = (0..tasks.len()).filter(|index| tasks[*index].unique.is_some()).collect();
     if !with_keys.is_empty() {
         refuse_taken(tx, tasks, &with_keys, &mut holders).await?;
     }
     let free: Vec<&NewTask> =
-        tasks.iter().enumerate().filter(|(index, _)| !holders.contains_key(index)).map(|(_, task)| task).collect();
+        tasks.iter().enumerate().filter(|(index, _)| !holders.contains_key(index)).map(|(_, task)| *task).collect();
     let mut stored = insert_new(tx, &free).await?.into_iter();
     let mut pushed = Vec::with_capacity(tasks.len());
     let mut lost_keys: Vec<(&str, &str)> = Vec::new();
@@ -228,21 +248,22 @@ pub(crate) async fn push(tx: &mut Tx, tasks: &[NewTask]) -> Result<Vec<Pushed>, 
 }
 
 /// Inserts tasks; answers for each whether it is stored.
-pub(crate) async fn insert_new(tx: &mut Tx, tasks: &[&NewTask]) -> Result<Vec<bool>, Fault> {
+pub(crate) async fn insert_new(tx: &mut Tx<'_>, tasks: &[&NewTask]) -> Result<Vec<bool>, Fault> {
     let now = Some(tx.now.as_micros());
     let (inserted, known) = tokio::join!(
         biased;
-        insert(tx.connection(), now, tasks),
+        insert(tx.connection(), now, tasks, None),
         forget_known(tx.connection(), tasks),
     );
     let (inserted, known) = (inserted?, known?);
-    Ok(stored(tasks, &inserted, &known, &mut tx.effects))
+    let each = stored(tasks, None, &inserted, &known, &mut tx.effects);
+    Ok(each.into_iter().map(|one| one == Inserted::New).collect())
 }
 
 /// Takes the unique keys of tasks. Those that cannot have theirs, or whose id is known, get a holder.
 async fn refuse_taken(
-    tx: &mut Tx,
-    tasks: &[NewTask],
+    tx: &mut Tx<'_>,
+    tasks: &[&NewTask],
     with_keys: &[usize],
     holders: &mut HashMap<usize, TaskId>,
 ) -> Result<(), Fault> {
@@ -264,7 +285,7 @@ async fn refuse_taken(
     let mut wanted: Vec<usize> = first.into_values().collect();
     // Everybody takes keys in one order.
     wanted.sort_by(|a, b| tasks[*a].unique.cmp(&tasks[*b].unique));
-    let taken = take_keys(tx, wanted.iter().map(|index| &tasks[*index])).await?;
+    let taken = take_keys(tx, wanted.iter().map(|index| tasks[*index])).await?;
     let refused: Vec<usize> = wanted
         .into_iter()
         .filter(|index| tasks[*index].unique.as_ref().is_some_and(|(key, _)| !taken.contains(key)))
@@ -290,7 +311,7 @@ async fn refuse_taken(
 
 /// Takes unique keys that are free, or whose window has ended; answers which. They are given in the order of the keys.
 pub(crate) async fn take_keys<'a>(
-    tx: &mut Tx,
+    tx: &mut Tx<'_>,
     tasks: impl IntoIterator<Item = &'a NewTask>,
 ) -> Result<HashSet<String>, Fault> {
     let (mut keys, mut ids, mut windows) = (Vec::new(), Vec::new(), Vec::new());
@@ -314,7 +335,7 @@ pub(crate) async fn take_keys<'a>(
 }
 
 /// Those of these ids that some task has, ended or not.
-async fn known_ids(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>, Fault> {
+pub(crate) async fn known_ids(tx: &mut Tx<'_>, ids: &[&str]) -> Result<HashSet<String>, Fault> {
     let rows = tx
         .query(
             "SELECT r.id FROM unnest($1::text[]) AS r(id) WHERE EXISTS (SELECT 1 FROM windlass.live l WHERE l.id = r.id) \
@@ -327,13 +348,14 @@ async fn known_ids(tx: &mut Tx, ids: &[&str]) -> Result<HashSet<String>, Fault> 
 
 /// Stores tasks that follow others. A known one is left alone, unless it died because nothing led to it: then it is revived
 /// and ready, as it is pushed now.
-pub(crate) async fn push_following(tx: &mut Tx, tasks: &[NewTask]) -> Result<(), Fault> {
-    let pushed = push(tx, tasks).await?;
+pub(crate) async fn push_following(tx: &mut Tx<'_>, tasks: &[NewTask]) -> Result<(), Fault> {
+    let tasks: Vec<&NewTask> = tasks.iter().collect();
+    let pushed = push(tx, &tasks).await?;
     let known: Vec<&NewTask> = tasks
         .iter()
         .zip(&pushed)
         .filter(|(task, pushed)| matches!(pushed, Pushed::Exists(id) if *id == task.id))
-        .map(|(task, _)| task)
+        .map(|(task, _)| *task)
         .collect();
     if known.is_empty() {
         return Ok(());
@@ -355,7 +377,7 @@ pub(crate) async fn push_following(tx: &mut Tx, tasks: &[NewTask]) -> Result<(),
 }
 
 /// Records tasks that never ran as dead letters, unless they are known.
-pub(crate) async fn strand(tx: &mut Tx, tasks: &[NewTask], cause: Option<&Failure>) -> Result<(), Fault> {
+pub(crate) async fn strand(tx: &mut Tx<'_>, tasks: &[NewTask], cause: Option<&Failure>) -> Result<(), Fault> {
     let Verdict::Dead { reason, failure } = stranded_verdict(cause) else { unreachable!("a stranded task is dead") };
     let failure = to_json(&failure);
     for task in tasks {
@@ -391,7 +413,7 @@ pub(crate) async fn strand(tx: &mut Tx, tasks: &[NewTask], cause: Option<&Failur
 }
 
 /// Creates groups unless they are known.
-pub(crate) async fn create_groups(tx: &mut Tx, groups: &[NewGroup]) -> Result<(), Fault> {
+pub(crate) async fn create_groups(tx: &mut Tx<'_>, groups: &[NewGroup]) -> Result<(), Fault> {
     if groups.is_empty() {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use crate::rows::{FINISHED_RECORD, KEPT_RECORD, LIVE_RECORD, parse, priority_of,
 use crate::tx::Tx;
 
 /// The tasks with these ids, in their order.
-pub(crate) async fn find(tx: &Tx, ids: &[TaskId]) -> Result<Vec<Option<Record>>, Fault> {
+pub(crate) async fn find(tx: &Tx<'_>, ids: &[TaskId]) -> Result<Vec<Option<Record>>, Fault> {
     let texts: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let sql = format!(
         "{LIVE_RECORD} WHERE t.id = ANY($1) UNION ALL {FINISHED_RECORD} WHERE t.id = ANY($1) \
@@ -21,14 +21,14 @@ pub(crate) async fn find(tx: &Tx, ids: &[TaskId]) -> Result<Vec<Option<Record>>,
 }
 
 /// Those of these tasks that have ended.
-pub(crate) async fn ended(tx: &Tx, ids: &[TaskId]) -> Result<Vec<Record>, Fault> {
+pub(crate) async fn ended(tx: &Tx<'_>, ids: &[TaskId]) -> Result<Vec<Record>, Fault> {
     let texts: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let sql = format!("{FINISHED_RECORD} WHERE t.id = ANY($1) UNION ALL {KEPT_RECORD} WHERE t.id = ANY($1)");
     let mut found = by_id(tx, &sql, &texts).await?;
     Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
 }
 
-async fn by_id(tx: &Tx, sql: &str, ids: &[String]) -> Result<HashMap<TaskId, Record>, Fault> {
+async fn by_id(tx: &Tx<'_>, sql: &str, ids: &[String]) -> Result<HashMap<TaskId, Record>, Fault> {
     let rows = tx.connection().query_once(sql, &[&ids]).await?;
     rows.iter()
         .map(|row| {
@@ -39,7 +39,7 @@ async fn by_id(tx: &Tx, sql: &str, ids: &[String]) -> Result<HashMap<TaskId, Rec
 }
 
 /// The maintained counts: what was added up, and what has changed since.
-pub(crate) async fn counts(tx: &Tx) -> Result<Counts, Fault> {
+pub(crate) async fn counts(tx: &Tx<'_>) -> Result<Counts, Fault> {
     let (counted, first, paused, closed) = tokio::try_join!(
         tx.query(
             "WITH d AS (SELECT queue, sum(scheduled)::bigint AS scheduled, sum(ready)::bigint AS ready, sum(running)::bigint AS running, \
@@ -55,11 +55,18 @@ pub(crate) async fn counts(tx: &Tx) -> Result<Counts, Fault> {
         ),
         // One step of the index for each queue that has ready tasks.
         tx.query(
-            "WITH RECURSIVE q AS ((SELECT queue FROM windlass.live WHERE state = 1 ORDER BY queue LIMIT 1) UNION ALL \
-             SELECT (SELECT l.queue FROM windlass.live l WHERE l.state = 1 AND l.queue > q.queue ORDER BY l.queue LIMIT 1) \
+            "WITH RECURSIVE q AS (SELECT least( \
+             (SELECT l.queue FROM windlass.live l WHERE l.state = 1 AND l.key IS NULL ORDER BY l.queue LIMIT 1), \
+             (SELECT l.queue FROM windlass.live l WHERE l.state = 1 AND l.key IS NOT NULL ORDER BY l.queue LIMIT 1)) AS queue \
+             UNION ALL SELECT least( \
+             (SELECT l.queue FROM windlass.live l WHERE l.state = 1 AND l.key IS NULL AND l.queue > q.queue ORDER BY l.queue LIMIT 1), \
+             (SELECT l.queue FROM windlass.live l WHERE l.state = 1 AND l.key IS NOT NULL AND l.queue > q.queue ORDER BY l.queue LIMIT 1)) \
              FROM q WHERE q.queue IS NOT NULL) \
-             SELECT f.queue, f.rank, f.priority FROM q CROSS JOIN LATERAL (SELECT l.queue, l.rank, l.priority FROM windlass.live l \
-             WHERE l.state = 1 AND l.queue = q.queue ORDER BY l.rank, l.seq LIMIT 1) f",
+             SELECT q.queue, f.rank, f.priority FROM q CROSS JOIN LATERAL ( \
+             (SELECT l.rank, l.priority FROM windlass.live l WHERE l.state = 1 AND l.key IS NULL AND l.queue = q.queue \
+             ORDER BY l.rank, l.seq LIMIT 1) UNION ALL \
+             (SELECT l.rank, l.priority FROM windlass.live l WHERE l.state = 1 AND l.key IS NOT NULL AND l.queue = q.queue \
+             ORDER BY l.rank, l.seq LIMIT 1) ORDER BY rank LIMIT 1) f",
             &[],
         ),
         tx.query("SELECT name FROM windlass.paused_name ORDER BY name", &[]),

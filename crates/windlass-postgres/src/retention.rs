@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio_postgres::Client;
 use tracing::{debug, warn};
+use windlass_core::view::Retention;
 use windlass_core::{StoreError, Timestamp};
 
 use crate::Shared;
@@ -58,8 +59,7 @@ const REMOVE_FINISHED: &str = remove!("finished");
 const REMOVE_OTHER: &str = remove!("finished_other");
 
 /// Removes what is kept no longer; answers how many tasks that were.
-pub(crate) async fn prune(tx: &mut Tx) -> Result<u64, Fault> {
-    let kept = tx.connection().shared().retention;
+pub(crate) async fn prune(tx: &mut Tx<'_>, kept: &Retention) -> Result<u64, Fault> {
     let now = tx.now.as_micros();
     let finished_until = (tx.now - kept.finished).as_micros();
     let by_row = if kept.finished <= BY_ROW_MAX { REMOVE_FINISHED } else { REMOVE_OTHER };
@@ -93,7 +93,7 @@ pub(crate) async fn prune(tx: &mut Tx) -> Result<u64, Fault> {
     if over > 0 {
         pruned += one(&tx.query(REMOVE_FINISHED, &[&i64::MAX, &over.min(OVER_MAX)]).await?)?;
     }
-    forget(tx).await?;
+    forget(tx, kept.dead).await?;
     Ok(u64::try_from(pruned).unwrap_or(0))
 }
 
@@ -101,9 +101,8 @@ fn one(rows: &[tokio_postgres::Row]) -> Result<i64, Fault> {
     rows.first().map_or(Ok(0), |row| value(row, 0))
 }
 
-/// Removes what else is kept no longer: unique keys, groups, nodes, those who waited.
-async fn forget(tx: &Tx) -> Result<(), Fault> {
-    let dead = tx.connection().shared().retention.dead;
+/// Removes what else is kept no longer: unique keys, groups, nodes, those who waited, notes, gates that are open.
+async fn forget(tx: &Tx<'_>, dead: Duration) -> Result<(), Fault> {
     let now = tx.now.as_micros();
     let silent_since = (tx.now - NODE_KEPT.max(dead)).as_micros();
     let finished = (tx.now - dead).as_micros();
@@ -129,12 +128,22 @@ async fn forget(tx: &Tx) -> Result<(), Fault> {
             until_touched,
         ),
         tx.execute("DELETE FROM windlass.waiting WHERE until < windlass.micros() - 60000000", &[]),
+        tx.execute(
+            "DELETE FROM windlass.note WHERE (space, key) IN (SELECT space, key FROM windlass.note WHERE expires <= $1 \
+             ORDER BY expires LIMIT $2 FOR UPDATE SKIP LOCKED)",
+            until_now,
+        ),
+        tx.execute(
+            "DELETE FROM windlass.gate WHERE gate IN (SELECT gate FROM windlass.gate WHERE coalesce(held_until, 0) <= $1 \
+             AND coalesce(next, 0) <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED)",
+            until_now,
+        ),
     );
-    done.0.and(done.1).and(done.2).and(done.3).map(drop)
+    done.0.and(done.1).and(done.2).and(done.3).and(done.4).and(done.5).map(drop)
 }
 
 /// Adds changes of the counts up. Last in its transaction: others wait for the rows that it locks.
-pub(crate) async fn add_up(tx: &Tx) -> Result<(), Fault> {
+pub(crate) async fn add_up(tx: &Tx<'_>) -> Result<(), Fault> {
     tx.execute(
         "WITH d AS (DELETE FROM windlass.delta WHERE ctid = ANY (ARRAY(SELECT ctid FROM windlass.delta LIMIT $1 FOR UPDATE SKIP LOCKED)) \
          RETURNING *), \
@@ -251,8 +260,7 @@ fn partition(schema: &str, day: i64) -> String {
 }
 
 /// Drops the days of which nothing is kept any more, one at a time.
-pub(crate) async fn drop_partitions(tx: &mut Tx) -> Result<(), Fault> {
-    let shared = std::sync::Arc::clone(tx.connection().shared());
+pub(crate) async fn drop_partitions(tx: &mut Tx<'_>, shared: &Shared) -> Result<(), Fault> {
     let gone_before = (tx.now - shared.retention.finished).as_micros().div_euclid(DAY);
     let oldest_kept = partition(&shared.address.schema, gone_before);
     let rows = tx

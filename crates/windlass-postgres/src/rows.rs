@@ -127,20 +127,20 @@ pub(crate) fn storable(text: &str) -> String {
 /// What [`record`] reads of a task that has not ended, and its rank; conditions on `t` follow.
 pub(crate) const LIVE_RECORD: &str = "\
 SELECT t.seq, t.id, t.name, t.queue, t.priority, t.state, t.at, t.attempt, t.crashes, t.enqueued_at, t.started_at, t.node, \
-t.cancel, NULL::smallint AS reason, NULL::text AS skipped, t.progress, t.failure, t.history, NULL::text AS result, t.body, t.rank \
-FROM windlass.live t";
+t.cancel, NULL::smallint AS reason, NULL::text AS skipped, t.progress, t.failure, t.history, NULL::text AS result, t.body, t.rank, \
+t.memo, t.waits_for FROM windlass.live t";
 
 /// What [`record`] reads of a finished task.
 pub(crate) const FINISHED_RECORD: &str = "\
 SELECT t.seq, t.id, t.name, t.queue, t.priority, t.state, t.finished_at, t.attempt, t.crashes, t.enqueued_at, t.started_at, \
 t.node, false, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, t.body, \
-NULL::bigint FROM windlass.finished t";
+NULL::bigint, t.memo, NULL::text FROM windlass.finished t";
 
 /// What [`record`] reads of a dead letter or of a result with a time of its own.
 pub(crate) const KEPT_RECORD: &str = "\
 SELECT t.seq, t.id, t.name, t.queue, t.priority, t.state, t.finished_at, t.attempt, t.crashes, t.enqueued_at, t.started_at, \
 t.node, false, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, t.body, \
-NULL::bigint FROM windlass.kept t";
+NULL::bigint, t.memo, NULL::text FROM windlass.kept t";
 
 /// A record with its place in the order of insertion.
 pub(crate) fn record(row: &Row) -> Result<(i64, Record), Fault> {
@@ -185,6 +185,8 @@ pub(crate) fn record(row: &Row) -> Result<(i64, Record), Fault> {
             reason: value::<Option<i16>>(row, 13)?.map(reason_of).transpose()?,
             failure,
             history: history(row, 17)?,
+            memo: value::<Option<String>>(row, 21)?.unwrap_or_default(),
+            waits_for: value::<Option<&str>>(row, 22)?.map(|signal| parse("signal name", signal)).transpose()?,
         },
     ))
 }

@@ -6,12 +6,13 @@ use windlass_core::view::ScheduleRecord;
 use windlass_core::{Envelope, ScheduleId, Timestamp};
 
 use crate::errors::Fault;
-use crate::push::{self, NewTask};
+use crate::offer;
+use crate::push::NewTask;
 use crate::rows::{from_json, parse, to_json, value};
 use crate::tx::Tx;
 
 /// Applies a change.
-pub(crate) async fn change(tx: &mut Tx, change: &ScheduleChange) -> Result<ScheduleChanged, Fault> {
+pub(crate) async fn change(tx: &mut Tx<'_>, change: &ScheduleChange) -> Result<ScheduleChanged, Fault> {
     match change {
         ScheduleChange::Put { schedule, next } => put(tx, schedule, *next).await,
         ScheduleChange::Pause(id) => {
@@ -39,7 +40,7 @@ pub(crate) async fn change(tx: &mut Tx, change: &ScheduleChange) -> Result<Sched
     }
 }
 
-async fn put(tx: &mut Tx, schedule: &Schedule, next: Option<Timestamp>) -> Result<ScheduleChanged, Fault> {
+async fn put(tx: &mut Tx<'_>, schedule: &Schedule, next: Option<Timestamp>) -> Result<ScheduleChanged, Fault> {
     let definition = to_json(schedule);
     let rows =
         tx.query("SELECT definition FROM windlass.schedule WHERE id = $1 FOR UPDATE", &[&schedule.id.as_str()]).await?;
@@ -62,7 +63,7 @@ async fn put(tx: &mut Tx, schedule: &Schedule, next: Option<Timestamp>) -> Resul
     Ok(if changed == 0 { ScheduleChanged::Unchanged } else { ScheduleChanged::Done })
 }
 
-async fn outcome(tx: &Tx, id: &ScheduleId, changed: u64) -> Result<ScheduleChanged, Fault> {
+async fn outcome(tx: &Tx<'_>, id: &ScheduleId, changed: u64) -> Result<ScheduleChanged, Fault> {
     if changed > 0 {
         return Ok(ScheduleChanged::Done);
     }
@@ -71,7 +72,7 @@ async fn outcome(tx: &Tx, id: &ScheduleId, changed: u64) -> Result<ScheduleChang
 }
 
 async fn fire(
-    tx: &mut Tx,
+    tx: &mut Tx<'_>,
     id: &ScheduleId,
     expected: Timestamp,
     next: Option<Timestamp>,
@@ -91,7 +92,7 @@ async fn fire(
         return Ok(ScheduleChanged::Raced);
     }
     let tasks: Vec<NewTask> = push.iter().map(NewTask::of).collect();
-    let pushed = push::push(tx, &tasks).await?;
+    let pushed = offer::offer(tx, &tasks, &[]).await?;
     let stored: Vec<&NewTask> =
         tasks.iter().zip(&pushed).filter(|(_, pushed)| **pushed == Pushed::Stored).map(|(task, _)| task).collect();
     let last_task = stored.last().map(|task| task.id_text.as_str());
@@ -113,7 +114,7 @@ async fn fire(
 }
 
 /// Every schedule, by id.
-pub(crate) async fn all(tx: &mut Tx) -> Result<Vec<ScheduleRecord>, Fault> {
+pub(crate) async fn all(tx: &mut Tx<'_>) -> Result<Vec<ScheduleRecord>, Fault> {
     let rows = tx
         .query(
             "SELECT definition, next, paused, last_fired_at, last_task, fired, missed FROM windlass.schedule ORDER BY id",

@@ -12,7 +12,7 @@ use crate::address::Address;
 use crate::errors::store_error;
 
 /// The version that this program writes and reads.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// One step from a version to the next, applied in one transaction.
 struct Migration {
@@ -22,8 +22,10 @@ struct Migration {
 }
 
 /// `MIGRATIONS[n]` leads from version n to n + 1. Published ones never change.
-const MIGRATIONS: [Migration; SCHEMA_VERSION as usize] =
-    [Migration { what: "create the tables", sql: include_str!("sql/0001_tables.sql") }];
+const MIGRATIONS: [Migration; SCHEMA_VERSION as usize] = [
+    Migration { what: "create the tables", sql: include_str!("sql/0001_tables.sql") },
+    Migration { what: "add limits, memos and notes", sql: include_str!("sql/0002_limits_memos_notes.sql") },
+];
 
 /// The migrations that a schema needs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,27 +21,28 @@ use crate::tx::Tx;
 /// Ends tasks: `$1` the given time, then lists. Only the claim with this fence, in this state, is ended.
 pub(crate) const END: &str = "\
 WITH t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now), \
-w AS MATERIALIZED (SELECT coalesce(bool_or(ends), false) AS somebody FROM windlass.waiting WHERE until > windlass.micros()), \
+w AS MATERIALIZED (SELECT coalesce(bool_or(ends), false) AS ends, count(*) > 0 AS somebody FROM windlass.waiting WHERE until > windlass.micros()), \
+m AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM windlass.rule WHERE concurrent) AS frees), \
 g AS (DELETE FROM windlass.live l USING unnest($2::bigint[], $3::text[], $4::bigint[], $5::smallint[], $6::smallint[], $7::integer[], \
 $8::text[], $9::text[], $10::smallint[], $11::text[]) AS r(seq, id, fence, was, becomes, crashes, result, skipped, reason, failure) \
 WHERE l.seq = r.seq AND l.id = r.id AND l.fence = r.fence AND l.state = r.was \
 RETURNING l.seq, l.id, l.queue, l.name, l.fence, l.priority, l.enqueued_at, l.started_at, l.keep, l.attempt, l.has_flow, l.node, \
-l.guard, l.key, l.workflow, l.progress, l.history, l.body, l.failure AS last_failure, r.was, r.becomes, r.crashes, r.result, r.skipped, \
+l.guard, l.key, l.workflow, l.progress, l.history, l.memo, l.body, l.failure AS last_failure, r.was, r.becomes, r.crashes, r.result, r.skipped, \
 r.reason, r.failure), \
 f AS (INSERT INTO windlass.finished (seq, finished_at, fence, enqueued_at, started_at, keep, attempt, crashes, state, priority, \
-has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, result, body) \
+has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, memo, result, body) \
 SELECT g.seq, t.now, g.fence, g.enqueued_at, g.started_at, g.keep, g.attempt, g.crashes, g.becomes, g.priority, g.has_flow, g.id, \
-g.queue, g.name, g.node, g.key, g.workflow, g.skipped, g.progress, g.last_failure, g.history, \
+g.queue, g.name, g.node, g.key, g.workflow, g.skipped, g.progress, g.last_failure, g.history, g.memo, \
 CASE WHEN g.keep IS NULL THEN g.result END, g.body \
 FROM g, t WHERE g.becomes <> 5 AND NOT (g.becomes = 4 AND coalesce(g.keep, 0) > 0)), \
 k AS (INSERT INTO windlass.kept (seq, finished_at, forget_at, fence, enqueued_at, started_at, keep, attempt, crashes, state, priority, \
-reason, has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, result, body) \
+reason, has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, memo, result, body) \
 SELECT g.seq, t.now, CASE g.becomes WHEN 4 THEN t.now + g.keep END, g.fence, g.enqueued_at, g.started_at, g.keep, g.attempt, g.crashes, \
 g.becomes, g.priority, g.reason, g.has_flow, g.id, g.queue, g.name, g.node, g.key, g.workflow, g.skipped, g.progress, \
 coalesce(g.failure, g.last_failure), \
 CASE WHEN g.becomes = 5 AND g.was = 2 THEN (coalesce(g.history, '{}') || \
 json_build_array(g.attempt, g.node, g.started_at, t.now, g.failure::json)::text)[greatest(1, coalesce(cardinality(g.history), 0) - 18):] \
-ELSE g.history END, g.result, g.body \
+ELSE g.history END, g.memo, g.result, g.body \
 FROM g, t WHERE g.becomes = 5 OR (g.becomes = 4 AND coalesce(g.keep, 0) > 0)), \
 x AS (DELETE FROM windlass.taken t USING g WHERE g.guard IS NOT NULL AND t.key = g.guard AND t.id = g.id), \
 c AS (INSERT INTO windlass.delta (queue, scheduled, ready, running, parked, succeeded, dead, cancelled, expired, finished) \
@@ -49,17 +50,23 @@ SELECT queue, -count(*) FILTER (WHERE was = 0), -count(*) FILTER (WHERE was = 1)
 -count(*) FILTER (WHERE was = 3), count(*) FILTER (WHERE becomes = 4), count(*) FILTER (WHERE becomes = 5), \
 count(*) FILTER (WHERE becomes = 6), count(*) FILTER (WHERE becomes = 7), \
 count(*) FILTER (WHERE becomes <> 5 AND NOT (becomes = 4 AND coalesce(keep, 0) > 0)) FROM g GROUP BY queue) \
-SELECT g.seq, g.fence, CASE WHEN w.somebody THEN pg_notify('@channel', 'e ' || g.id)::text END FROM g, w";
+SELECT g.seq, g.fence, m.frees AND g.was = 2, CASE WHEN w.ends THEN pg_notify('@channel', 'e ' || g.id)::text END, \
+CASE WHEN m.frees AND g.was = 2 AND w.somebody THEN pg_notify('@channel', 'a')::text END FROM g, w, m";
 
-/// Sends tasks back: `$1` the given time, then lists. One that is to be cancelled is named and left alone.
+/// Sends tasks back: `$1` the given time, then lists. One that is to be cancelled is named and left alone; one that would wait
+/// for a signal is ready when its memo has grown beyond what was seen.
 pub(crate) const SEND_BACK: &str = "\
 WITH t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now), \
 w AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM windlass.waiting WHERE until > windlass.micros()) AS somebody), \
 r AS MATERIALIZED (SELECT * FROM unnest($2::bigint[], $3::text[], $4::bigint[], $5::smallint[], $6::bigint[], $7::integer[], \
-$8::integer[], $9::text[]) AS r(seq, id, fence, becomes, after, unspent, crashes, failure)), \
-u AS (UPDATE windlass.live l SET state = r.becomes, \
-at = CASE r.becomes WHEN 0 THEN t.now + r.after WHEN 3 THEN t.now ELSE 0 END, \
-rank = CASE WHEN r.after IS NULL THEN l.rank ELSE t.now + r.after - l.priority * 300000000::bigint END, \
+$8::integer[], $9::text[], $10::text[], $11::integer[]) \
+AS r(seq, id, fence, becomes, after, unspent, crashes, failure, waits_for, seen)), \
+m AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM windlass.rule WHERE concurrent) AS frees), \
+u AS (UPDATE windlass.live l SET (state, at, rank, waits_for) = (SELECT d.state, \
+CASE d.state WHEN 0 THEN t.now + d.after WHEN 3 THEN t.now ELSE 0 END, \
+CASE WHEN d.after IS NULL THEN l.rank ELSE t.now + d.after - l.priority * 300000000::bigint END, CASE d.state WHEN 0 THEN r.waits_for END \
+FROM (SELECT r.seen IS NOT NULL AND (r.after = 0 OR octet_length(coalesce(l.memo, '')) > r.seen) AS woken) s CROSS JOIN LATERAL \
+(SELECT CASE WHEN s.woken THEN 1 ELSE r.becomes END::smallint AS state, CASE WHEN s.woken THEN 0 ELSE r.after END AS after) d), \
 attempt = l.attempt - r.unspent, crashes = r.crashes, failure = coalesce(r.failure, l.failure), \
 history = CASE WHEN r.failure IS NULL THEN l.history ELSE (coalesce(l.history, '{}') || \
 json_build_array(l.attempt, l.node, l.started_at, t.now, r.failure::json)::text)[greatest(1, coalesce(cardinality(l.history), 0) - 18):] END \
@@ -67,9 +74,10 @@ FROM t, r WHERE l.seq = r.seq AND l.id = r.id AND l.fence = r.fence AND l.state 
 RETURNING l.seq, l.fence, l.queue, l.state), \
 c AS (INSERT INTO windlass.delta (queue, running, scheduled, ready, parked) SELECT queue, -count(*), count(*) FILTER (WHERE state = 0), \
 count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 3) FROM u GROUP BY queue) \
-SELECT u.seq, u.fence, u.queue, u.state, CASE WHEN w.somebody AND u.state <> 3 THEN \
-pg_notify('@channel', CASE u.state WHEN 1 THEN 'q ' || u.queue ELSE 'd' END)::text END FROM u, w \
-UNION ALL SELECT l.seq, l.fence, NULL, NULL, NULL FROM windlass.live l, r \
+SELECT u.seq, u.fence, u.queue, u.state, m.frees, CASE WHEN w.somebody AND u.state <> 3 THEN \
+pg_notify('@channel', CASE u.state WHEN 1 THEN 'q ' || u.queue ELSE 'd' END)::text END, \
+CASE WHEN w.somebody AND m.frees THEN pg_notify('@channel', 'a')::text END FROM u, w, m \
+UNION ALL SELECT l.seq, l.fence, NULL, NULL, false, NULL, NULL FROM windlass.live l, r \
 WHERE l.seq = r.seq AND l.id = r.id AND l.fence = r.fence AND l.state = 2 AND l.cancel";
 
 /// The end of a task.
@@ -103,7 +111,12 @@ impl End {
                 why = Some(reason_code(*reason));
                 last = Some(to_json(failure));
             }
-            Verdict::Cancelled | Verdict::Expired | Verdict::Again { .. } | Verdict::Released | Verdict::Parked => {}
+            Verdict::Cancelled
+            | Verdict::Expired
+            | Verdict::Again { .. }
+            | Verdict::Awaits { .. }
+            | Verdict::Released
+            | Verdict::Parked => {}
         }
         Self {
             seq: receipt.row,
@@ -133,14 +146,20 @@ pub(crate) struct Back {
     unspent: i32,
     crashes: i32,
     failure: Option<String>,
+    /// The signal that it waits for, and how much of its memo its holder has seen.
+    waits_for: Option<(String, i32)>,
 }
 
 impl Back {
     /// By the word of its holder, who is not lost.
     fn of(receipt: &Receipt, verdict: &Verdict) -> Self {
-        let (after, failure) = match verdict {
-            Verdict::Again { after, failure, .. } => (Some(micros(*after)), failure.as_ref().map(to_json)),
-            Verdict::Released | Verdict::Parked => (None, None),
+        let (after, failure, waits_for) = match verdict {
+            Verdict::Again { after, failure, .. } => (Some(micros(*after)), failure.as_ref().map(to_json), None),
+            Verdict::Awaits { signal, seen, at_most } => {
+                let seen = i32::try_from(*seen).unwrap_or(i32::MAX);
+                (Some(micros(*at_most)), None, Some((signal.to_string(), seen)))
+            }
+            Verdict::Released | Verdict::Parked => (None, None, None),
             Verdict::Succeeded { .. } | Verdict::Dead { .. } | Verdict::Cancelled | Verdict::Expired => {
                 unreachable!("such a verdict ends the task")
             }
@@ -154,6 +173,7 @@ impl Back {
             unspent: i32::from(verdict.spent() == Spent::No),
             crashes: 0,
             failure,
+            waits_for,
         }
     }
 
@@ -168,6 +188,7 @@ impl Back {
             unspent: 0,
             crashes: crashes as i32,
             failure: Some(to_json(failure)),
+            waits_for: None,
         }
     }
 }
@@ -181,16 +202,24 @@ pub(crate) struct Backs {
     /// Where tasks became ready.
     pub(crate) queues: HashSet<QueueName>,
     pub(crate) scheduled: bool,
+    /// Others may have waited for one that ran to stop.
+    pub(crate) frees: bool,
 }
 
-/// Ends tasks; answers which, by row and fence.
-pub(crate) async fn end(
-    connection: &Connection,
-    now: Option<i64>,
-    ends: &[&End],
-) -> Result<HashSet<(i64, i64)>, Fault> {
+/// What [`end`] did.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    /// By row and fence.
+    pub(crate) applied: HashSet<(i64, i64)>,
+    /// Others may have waited for one that ran to end.
+    pub(crate) frees: bool,
+}
+
+/// Ends tasks.
+pub(crate) async fn end(connection: &Connection<'_>, now: Option<i64>, ends: &[&End]) -> Result<Ends, Fault> {
+    let mut done = Ends::default();
     if ends.is_empty() {
-        return Ok(HashSet::new());
+        return Ok(done);
     }
     let rows = connection
         .query(
@@ -210,11 +239,15 @@ pub(crate) async fn end(
             ],
         )
         .await?;
-    rows.iter().map(|row| Ok((value(row, 0)?, value(row, 1)?))).collect()
+    for row in &rows {
+        done.applied.insert((value(row, 0)?, value(row, 1)?));
+        done.frees |= value::<bool>(row, 2)?;
+    }
+    Ok(done)
 }
 
 /// Sends running tasks back.
-pub(crate) async fn send_back(connection: &Connection, now: Option<i64>, backs: &[&Back]) -> Result<Backs, Fault> {
+pub(crate) async fn send_back(connection: &Connection<'_>, now: Option<i64>, backs: &[&Back]) -> Result<Backs, Fault> {
     let mut done = Backs::default();
     if backs.is_empty() {
         return Ok(done);
@@ -232,6 +265,8 @@ pub(crate) async fn send_back(connection: &Connection, now: Option<i64>, backs: 
                 &column(backs, |back| back.unspent),
                 &column(backs, |back| back.crashes),
                 &column(backs, |back| back.failure.as_deref()),
+                &column(backs, |back| back.waits_for.as_ref().map(|(signal, _)| signal.as_str())),
+                &column(backs, |back| back.waits_for.as_ref().map(|(_, seen)| *seen)),
             ],
         )
         .await?;
@@ -245,6 +280,7 @@ pub(crate) async fn send_back(connection: &Connection, now: Option<i64>, backs: 
                     done.queues.insert(rows::queue_of(&row, 2)?);
                 }
                 done.scheduled |= state == state_code(State::Scheduled);
+                done.frees |= value::<bool>(&row, 4)?;
             }
         }
     }
@@ -299,7 +335,7 @@ pub(crate) fn answers(settled: &[Settled], plain: &SettledRows, others: Vec<Sett
 }
 
 /// Records verdicts in a transaction, with what follows from them.
-pub(crate) async fn settle(tx: &mut Tx, settled: &[&Settled]) -> Result<Vec<Settlement>, Fault> {
+pub(crate) async fn settle(tx: &mut Tx<'_>, settled: &[&Settled]) -> Result<Vec<Settlement>, Fault> {
     let mut settlements = vec![Settlement::Stale; settled.len()];
     // Row by row in one order, and of equal rows the first.
     let mut order: Vec<usize> = (0..settled.len()).collect();
@@ -339,7 +375,7 @@ pub(crate) async fn settle(tx: &mut Tx, settled: &[&Settled]) -> Result<Vec<Sett
 }
 
 /// A held task would run again, and somebody asked that it does not: the attempt is noted, then it ends.
-async fn cancel_held(tx: &mut Tx, settled: &Settled) -> Result<bool, Fault> {
+async fn cancel_held(tx: &mut Tx<'_>, settled: &Settled) -> Result<bool, Fault> {
     let back = Back::of(&settled.receipt, &settled.verdict);
     let now = tx.now.as_micros();
     let noted = tx
@@ -399,7 +435,7 @@ pub(crate) fn held_of(row: &tokio_postgres::Row) -> Result<Held, Fault> {
 }
 
 /// Locks tasks that have not ended, by their places.
-pub(crate) async fn held(tx: &mut Tx, seqs: &[i64]) -> Result<Vec<Held>, Fault> {
+pub(crate) async fn held(tx: &mut Tx<'_>, seqs: &[i64]) -> Result<Vec<Held>, Fault> {
     if seqs.is_empty() {
         return Ok(Vec::new());
     }
@@ -414,7 +450,7 @@ pub(crate) async fn held(tx: &mut Tx, seqs: &[i64]) -> Result<Vec<Held>, Fault> 
 }
 
 /// Ends locked tasks that nobody settles: what follows is computed here. Answers how many ended.
-pub(crate) async fn end_by_store(tx: &mut Tx, ends: Vec<(Held, Verdict)>) -> Result<u64, Fault> {
+pub(crate) async fn end_by_store(tx: &mut Tx<'_>, ends: Vec<(Held, Verdict)>) -> Result<u64, Fault> {
     if ends.is_empty() {
         return Ok(0);
     }

@@ -10,7 +10,6 @@ use windlass_core::state::{self, PARKED_FOR, Rescue};
 use windlass_core::time::Leases;
 use windlass_core::{DeadReason, NodeId, TaskId, Timestamp, Verdict};
 
-use crate::Moment;
 use crate::claim;
 use crate::connection::Values;
 use crate::errors::Fault;
@@ -18,6 +17,7 @@ use crate::retention;
 use crate::rows::{id_of, value};
 use crate::settle::{self, Back, Held};
 use crate::tx::Tx;
+use crate::{Moment, Shared};
 
 /// The most tasks of each kind that one tick moves.
 pub(crate) const EACH_MAX: i64 = 1_000;
@@ -41,7 +41,7 @@ SELECT l.seq, l.id, l.fence, l.state, l.cancel, l.crashes, l.name, l.queue, l.pr
 FROM windlass.live l WHERE l.seq = ANY($2) AND l.state <> 2 AND l.expires <= $1 ORDER BY l.seq FOR UPDATE OF l SKIP LOCKED";
 
 /// Everything once.
-pub(crate) async fn tick(tx: &mut Tx, node: &NodeId) -> Result<Ticked, Fault> {
+pub(crate) async fn tick(tx: &mut Tx<'_>, shared: &Shared, node: &NodeId) -> Result<Ticked, Fault> {
     let now = tx.now.as_micros();
     let forlorn_since = (tx.now - PARKED_FOR).as_micros();
     let (until_now, until_forlorn): (Values<'_>, Values<'_>) = (&[&now, &EACH_MAX], &[&forlorn_since, &EACH_MAX]);
@@ -64,7 +64,7 @@ pub(crate) async fn tick(tx: &mut Tx, node: &NodeId) -> Result<Ticked, Fault> {
     );
     let promoted = promoted?;
     tx.effects.queues.extend(promoted.queues);
-    let (rescued, poisoned) = match leases(tx) {
+    let (rescued, poisoned) = match leases(tx, shared) {
         Leases::Trusted => rescue(tx, held_of(&lost?)?).await?,
         Leases::InDoubt => (0, 0),
     };
@@ -78,7 +78,7 @@ pub(crate) async fn tick(tx: &mut Tx, node: &NodeId) -> Result<Ticked, Fault> {
         }
     }
     let ended = poisoned + settle::end_by_store(tx, ends).await?;
-    let pruned = retention::prune(tx).await?;
+    let pruned = retention::prune(tx, &shared.retention).await?;
     retention::add_up(tx).await?;
     Ok(Ticked {
         rescued,
@@ -94,8 +94,7 @@ pub(crate) async fn tick(tx: &mut Tx, node: &NodeId) -> Result<Ticked, Fault> {
 }
 
 /// Whether leases that have run out have really run out: not when the store's clock was moved a moment ago.
-fn leases(tx: &Tx) -> Leases {
-    let shared = tx.connection().shared();
+fn leases(tx: &Tx<'_>, shared: &Shared) -> Leases {
     match &shared.time {
         crate::Time::Server => {
             let steady = windlass_core::Clock::steady(&windlass_core::SystemClock);
@@ -110,14 +109,14 @@ fn held_of(rows: &[tokio_postgres::Row]) -> Result<Vec<Held>, Fault> {
 }
 
 /// Ends ready tasks that came too late, found by a claim.
-pub(crate) async fn expire(tx: &mut Tx, seqs: &[i64]) -> Result<(), Fault> {
+pub(crate) async fn expire(tx: &mut Tx<'_>, seqs: &[i64]) -> Result<(), Fault> {
     let late = held_of(&tx.query(LATE_AT, &[&tx.now.as_micros(), &seqs]).await?)?;
     settle::end_by_store(tx, late.into_iter().map(|held| (held, Verdict::Expired)).collect()).await?;
     Ok(())
 }
 
 /// Takes tasks back whose lease ran out. Answers how many are ready again and how many ended.
-async fn rescue(tx: &mut Tx, lost: Vec<Held>) -> Result<(u64, u64), Fault> {
+async fn rescue(tx: &mut Tx<'_>, lost: Vec<Held>) -> Result<(u64, u64), Fault> {
     let (mut backs, mut ends): (Vec<Back>, Vec<(Held, Verdict)>) = (Vec::new(), Vec::new());
     for mut held in lost {
         held.crashes += 1;
@@ -137,7 +136,7 @@ async fn rescue(tx: &mut Tx, lost: Vec<Held>) -> Result<(u64, u64), Fault> {
     Ok((rescued, ended))
 }
 
-async fn take_orders(tx: &Tx, rows: &[tokio_postgres::Row]) -> Result<Vec<Order>, Fault> {
+async fn take_orders(tx: &Tx<'_>, rows: &[tokio_postgres::Row]) -> Result<Vec<Order>, Fault> {
     let mut orders = Vec::new();
     let mut numbers: Vec<i64> = Vec::new();
     for row in rows {

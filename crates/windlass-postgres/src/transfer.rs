@@ -21,18 +21,18 @@ use crate::tx::Tx;
 
 /// Answers how many stores were closed. When it is committed nothing is being claimed or fired any more: both look into
 /// the table `meta`, and whoever has looked already is waited for.
-pub(crate) async fn close(tx: &mut Tx) -> Result<u64, Fault> {
+pub(crate) async fn close(tx: &mut Tx<'_>) -> Result<u64, Fault> {
     tx.execute("LOCK TABLE windlass.meta IN ACCESS EXCLUSIVE MODE", &[]).await?;
     tx.execute("INSERT INTO windlass.meta VALUES ('closed', 1) ON CONFLICT (key) DO NOTHING", &[]).await
 }
 
 /// Answers how many stores were opened.
-pub(crate) async fn open(tx: &mut Tx) -> Result<u64, Fault> {
+pub(crate) async fn open(tx: &mut Tx<'_>) -> Result<u64, Fault> {
     tx.effects.all = true;
     tx.execute("DELETE FROM windlass.meta WHERE key = 'closed'", &[]).await
 }
 
-pub(crate) async fn export(tx: &Tx) -> Result<Parcel, Fault> {
+pub(crate) async fn export(tx: &Tx<'_>) -> Result<Parcel, Fault> {
     let groups = open_groups(tx).await?;
     if !groups.is_empty() {
         return Ok(Parcel { groups, tasks: Vec::new() });
@@ -56,7 +56,7 @@ pub(crate) async fn export(tx: &Tx) -> Result<Parcel, Fault> {
 /// The place of a member, and what it ended with.
 type Arrived = (u32, Result<Json, Failure>);
 
-async fn open_groups(tx: &Tx) -> Result<Vec<ParcelledGroup>, Fault> {
+async fn open_groups(tx: &Tx<'_>) -> Result<Vec<ParcelledGroup>, Fault> {
     let open = tx
         .query(
             "SELECT number, id, size, policy, after, broken FROM windlass.groups WHERE NOT completed ORDER BY number LIMIT $1",
@@ -99,13 +99,13 @@ async fn open_groups(tx: &Tx) -> Result<Vec<ParcelledGroup>, Fault> {
 }
 
 /// Answers how many tasks and groups are new.
-pub(crate) async fn import(tx: &mut Tx, parcel: &Parcel) -> Result<u64, Fault> {
+pub(crate) async fn import(tx: &mut Tx<'_>, parcel: &Parcel) -> Result<u64, Fault> {
     let groups = import_groups(tx, &parcel.groups).await?;
     let tasks = parcel.tasks.iter().map(|task| Arriving::of(task, tx.now)).collect();
     Ok(groups + import_tasks(tx, tasks).await?)
 }
 
-async fn import_groups(tx: &Tx, groups: &[ParcelledGroup]) -> Result<u64, Fault> {
+async fn import_groups(tx: &Tx<'_>, groups: &[ParcelledGroup]) -> Result<u64, Fault> {
     if groups.is_empty() {
         return Ok(0);
     }
@@ -158,15 +158,15 @@ async fn import_groups(tx: &Tx, groups: &[ParcelledGroup]) -> Result<u64, Fault>
 /// Inserts tasks whatever their state: `$1` lists of columns. Those whose id is live are left out.
 const IMPORT: &str = "\
 INSERT INTO windlass.live (id, queue, name, priority, state, at, rank, enqueued_at, started_at, expires, keep, attempt, crashes, \
-has_flow, node, guard, key, workflow, progress, failure, history, body) \
+has_flow, node, guard, brief, key, workflow, progress, failure, history, memo, waits_for, body) \
 SELECT r.id, r.queue, r.name, r.priority, r.state, r.at, r.rank, r.enqueued_at, r.started_at, r.expires, r.keep, r.attempt, r.crashes, \
-r.has_flow, r.node, r.guard, r.key, r.workflow, r.progress, r.failure, \
-CASE WHEN r.history IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(r.history::json)) END, r.body \
+r.has_flow, r.node, r.guard, r.brief, r.key, r.workflow, r.progress, r.failure, \
+CASE WHEN r.history IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(r.history::json)) END, r.memo, r.waits_for, r.body \
 FROM unnest($1::text[], $2::text[], $3::text[], $4::smallint[], $5::smallint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], \
 $10::bigint[], $11::bigint[], $12::integer[], $13::integer[], $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[], \
-$19::text[], $20::text[], $21::text[], $22::text[]) WITH ORDINALITY \
+$19::text[], $20::text[], $21::text[], $22::text[], $23::boolean[], $24::text[], $25::text[]) WITH ORDINALITY \
 AS r(id, queue, name, priority, state, at, rank, enqueued_at, started_at, expires, keep, attempt, crashes, has_flow, node, guard, key, \
-workflow, progress, failure, history, body, place) ORDER BY r.place ON CONFLICT (id) DO NOTHING RETURNING id";
+workflow, progress, failure, history, body, brief, memo, waits_for, place) ORDER BY r.place ON CONFLICT (id) DO NOTHING RETURNING id";
 
 /// Takes the inserted tasks back whose id belongs to one that has ended: `$1` the ids that were inserted.
 const FORGET_KNOWN: &str = "\
@@ -179,14 +179,14 @@ const MOVE_ENDED: &str = "\
 WITH g AS (DELETE FROM windlass.live l USING unnest($1::text[], $2::bigint[], $3::smallint[], $4::text[], $5::text[]) \
 AS r(id, finished_at, reason, skipped, result) WHERE l.id = r.id RETURNING l.*, r.finished_at, r.reason, r.skipped, r.result), \
 f AS (INSERT INTO windlass.finished (seq, finished_at, fence, enqueued_at, started_at, keep, attempt, crashes, state, priority, \
-has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, result, body) \
+has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, memo, result, body) \
 SELECT seq, finished_at, fence, enqueued_at, started_at, keep, attempt, crashes, state, priority, has_flow, id, queue, name, node, \
-key, workflow, skipped, progress, failure, history, result, body FROM g \
+key, workflow, skipped, progress, failure, history, memo, result, body FROM g \
 WHERE state <> 5 AND NOT (state = 4 AND coalesce(keep, 0) > 0) RETURNING queue), \
 k AS (INSERT INTO windlass.kept (seq, finished_at, forget_at, fence, enqueued_at, started_at, keep, attempt, crashes, state, \
-priority, reason, has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, result, body) \
+priority, reason, has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, memo, result, body) \
 SELECT seq, finished_at, CASE state WHEN 4 THEN finished_at + keep END, fence, enqueued_at, started_at, keep, attempt, crashes, state, \
-priority, reason, has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, result, body FROM g \
+priority, reason, has_flow, id, queue, name, node, key, workflow, skipped, progress, failure, history, memo, result, body FROM g \
 WHERE state = 5 OR (state = 4 AND coalesce(keep, 0) > 0)) \
 INSERT INTO windlass.delta (queue, finished) SELECT queue, count(*) FROM f GROUP BY queue";
 
@@ -227,7 +227,7 @@ impl<'a> Arriving<'a> {
     }
 }
 
-async fn import_tasks(tx: &mut Tx, tasks: Vec<Arriving<'_>>) -> Result<u64, Fault> {
+async fn import_tasks(tx: &mut Tx<'_>, tasks: Vec<Arriving<'_>>) -> Result<u64, Fault> {
     if tasks.is_empty() {
         return Ok(0);
     }
@@ -252,7 +252,7 @@ async fn import_tasks(tx: &mut Tx, tasks: Vec<Arriving<'_>>) -> Result<u64, Faul
 }
 
 /// Inserts tasks whose ids are not known; answers which these are. Of equal ids the first is.
-async fn insert<'a, 'b>(tx: &Tx, tasks: &'a [Arriving<'b>]) -> Result<Vec<&'a Arriving<'b>>, Fault> {
+async fn insert<'a, 'b>(tx: &Tx<'_>, tasks: &'a [Arriving<'b>]) -> Result<Vec<&'a Arriving<'b>>, Fault> {
     let rows: Vec<&Arriving<'b>> = tasks.iter().collect();
     let inserted = tx
         .query(
@@ -280,6 +280,9 @@ async fn insert<'a, 'b>(tx: &Tx, tasks: &'a [Arriving<'b>]) -> Result<Vec<&'a Ar
                 &column(&rows, |one| one.record().failure.as_ref().map(to_json)),
                 &column(&rows, |one| stored_history(&one.record().history)),
                 &column(&rows, |one| one.task.body()),
+                &column(&rows, |one| one.task.brief()),
+                &column(&rows, |one| Some(one.record().memo.as_str()).filter(|memo| !memo.is_empty())),
+                &column(&rows, |one| one.record().waits_for.as_ref().map(ToString::to_string)),
             ],
         )
         .await?;
@@ -292,7 +295,7 @@ async fn insert<'a, 'b>(tx: &Tx, tasks: &'a [Arriving<'b>]) -> Result<Vec<&'a Ar
     Ok(tasks.iter().filter(|one| new.remove(one.task.id_text.as_str())).collect())
 }
 
-async fn move_ended(tx: &Tx, ended: &[&Arriving<'_>]) -> Result<(), Fault> {
+async fn move_ended(tx: &Tx<'_>, ended: &[&Arriving<'_>]) -> Result<(), Fault> {
     let now = tx.now;
     tx.execute(
         MOVE_ENDED,
@@ -309,7 +312,7 @@ async fn move_ended(tx: &Tx, ended: &[&Arriving<'_>]) -> Result<(), Fault> {
 }
 
 /// Takes the unique keys that are free, or whose window has ended. Of equal ones the oldest task has it.
-async fn take_free_keys(tx: &Tx, tasks: &[&Arriving<'_>]) -> Result<(), Fault> {
+async fn take_free_keys(tx: &Tx<'_>, tasks: &[&Arriving<'_>]) -> Result<(), Fault> {
     // Everybody takes keys in one order.
     let mut wanted: BTreeMap<&str, (&str, Option<i64>)> = BTreeMap::new();
     for one in tasks {
@@ -332,7 +335,7 @@ async fn take_free_keys(tx: &Tx, tasks: &[&Arriving<'_>]) -> Result<(), Fault> {
 }
 
 /// Answers how many tasks and groups were forgotten.
-pub(crate) async fn evict(tx: &mut Tx, tasks: &[TaskId], groups: &[GroupId]) -> Result<u64, Fault> {
+pub(crate) async fn evict(tx: &mut Tx<'_>, tasks: &[TaskId], groups: &[GroupId]) -> Result<u64, Fault> {
     let mut evicted = 0;
     if !groups.is_empty() {
         let ids: Vec<String> = groups.iter().map(ToString::to_string).collect();

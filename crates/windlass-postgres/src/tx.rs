@@ -4,9 +4,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tokio_postgres::Row;
+use tokio_postgres::{Client, Row};
 use windlass_core::{QueueName, State, StoreError, Timestamp};
 
+use crate::Shared;
 use crate::connection::{Connection, Values};
 use crate::errors::{Fault, Remedy};
 use crate::lanes::{Lanes, Lent, TRIES, pause};
@@ -16,14 +17,25 @@ use crate::wake::Effects;
 
 /// A transaction in progress. One that is dropped before its end is rolled back.
 #[derive(Debug)]
-pub(crate) struct Tx {
-    lent: Lent,
+pub(crate) struct Tx<'c> {
+    on: On<'c>,
     /// The store's time when it began.
     pub(crate) now: Timestamp,
     /// Whom the commit wakes.
     pub(crate) effects: Effects,
     counts: HashMap<QueueName, [i64; State::ALL.len()]>,
     finished: HashMap<QueueName, i64>,
+}
+
+/// Whose transaction it is.
+#[derive(Debug)]
+enum On<'c> {
+    /// Ours, on a borrowed connection.
+    Lent(Lent),
+    /// That of a lane, which commits with what else it does.
+    Lane(&'c Connection<'static>),
+    /// The application's: it commits.
+    Theirs(Connection<'c>),
 }
 
 /// How a transaction ended.
@@ -34,6 +46,15 @@ pub(crate) enum Ended<T> {
     Again,
 }
 
+/// The time: `$1` the given one.
+pub(crate) const NOW: &str = "SELECT coalesce($1::bigint, windlass.micros())";
+
+/// The answer of [`NOW`].
+pub(crate) fn time_of(rows: &[Row]) -> Result<Timestamp, Fault> {
+    let row = rows.first().ok_or_else(|| Fault::damaged("clock", "it says nothing"))?;
+    rows::value(row, 0).map(Timestamp::from_micros)
+}
+
 /// Runs work in a transaction, again and again while others are in the way.
 macro_rules! transaction {
     ($store:expr, $tx:ident => $work:expr) => {{
@@ -42,7 +63,7 @@ macro_rules! transaction {
             #[allow(unused_mut, reason = "some work only reads")]
             let mut $tx = $crate::tx::Tx::begin(&$store.lanes).await?;
             let outcome: Result<_, $crate::errors::Fault> = async { $work }.await;
-            match $tx.end(outcome, &mut tries).await? {
+            match $tx.end(&$store.shared, outcome, &mut tries).await? {
                 $crate::tx::Ended::Done(answer) => break answer,
                 $crate::tx::Ended::Again => {}
             }
@@ -51,38 +72,45 @@ macro_rules! transaction {
 }
 pub(crate) use transaction;
 
-impl Tx {
+impl<'c> Tx<'c> {
     /// Begins a transaction.
     pub(crate) async fn begin(lanes: &Lanes) -> Result<Self, StoreError> {
         let mut lent = lanes.lend().await?;
         // Until it has ended, the connection is of no use to anybody else.
         lent.spoiled = true;
-        let given = lent.connection().shared().given_now();
+        let given = lanes.shared.given_now();
         let connection = lent.connection();
         let values: Values<'_> = &[&given];
-        let (began, now) = tokio::join!(
-            biased;
-            connection.run("BEGIN"),
-            connection.query("SELECT coalesce($1::bigint, windlass.micros())", values),
-        );
-        let begun = began.and(now).and_then(|rows| {
-            let row = rows.first().ok_or_else(|| Fault::damaged("clock", "it says nothing"))?;
-            rows::value::<i64>(row, 0)
-        });
-        match begun {
-            Ok(now) => Ok(Self {
-                lent,
-                now: Timestamp::from_micros(now),
-                effects: Effects::default(),
-                counts: HashMap::new(),
-                finished: HashMap::new(),
-            }),
-            Err(fault) => Err(fault.to_store_error(&lent.connection().shared().address.shown)),
+        let (began, now) = tokio::join!(biased; connection.run("BEGIN"), connection.query(NOW, values));
+        match began.and(now).and_then(|rows| time_of(&rows)) {
+            Ok(now) => Ok(Self::on(On::Lent(lent), now)),
+            Err(fault) => Err(fault.to_store_error(&lanes.shared.address.shown)),
         }
     }
 
+    /// Works in the application's own transaction. [`Tx::flush`] ends the work; the application commits.
+    pub(crate) async fn of_application(client: &'c Client, schema: &str) -> Result<Self, Fault> {
+        let connection = Connection::of_application(client, schema);
+        let now = time_of(&connection.query(NOW, &[&None::<i64>]).await?)?;
+        Ok(Self::on(On::Theirs(connection), now))
+    }
+
+    /// Works in the transaction of a lane. [`Tx::flush`] ends the work; the lane commits. Whoever works sets the time.
+    pub(crate) fn of_lane(connection: &'c Connection<'static>) -> Self {
+        Self::on(On::Lane(connection), Timestamp::MIN)
+    }
+
+    fn on(on: On<'c>, now: Timestamp) -> Self {
+        Self { on, now, effects: Effects::default(), counts: HashMap::new(), finished: HashMap::new() }
+    }
+
     /// Commits what went well and rolls the rest back.
-    pub(crate) async fn end<T>(mut self, outcome: Result<T, Fault>, tries: &mut u32) -> Result<Ended<T>, StoreError> {
+    pub(crate) async fn end<T>(
+        mut self,
+        shared: &Shared,
+        outcome: Result<T, Fault>,
+        tries: &mut u32,
+    ) -> Result<Ended<T>, StoreError> {
         let committed = match outcome {
             Ok(answer) => match self.flush().await {
                 Ok(()) => self.connection().run("COMMIT").await.map(|()| answer),
@@ -90,10 +118,9 @@ impl Tx {
             },
             Err(fault) => Err(fault),
         };
-        let shared = std::sync::Arc::clone(self.connection().shared());
         let fault = match committed {
             Ok(answer) => {
-                self.lent.spoiled = false;
+                self.sound();
                 shared.bell.ring(&self.effects);
                 shared.changed();
                 return Ok(Ended::Done(answer));
@@ -101,8 +128,8 @@ impl Tx {
             Err(fault) => fault,
         };
         let remedy = fault.remedy();
-        if remedy != Remedy::Reconnect {
-            self.lent.spoiled = self.connection().run("ROLLBACK").await.is_err();
+        if remedy != Remedy::Reconnect && self.connection().run("ROLLBACK").await.is_ok() {
+            self.sound();
         }
         if remedy == Remedy::Repeat && *tries < TRIES {
             *tries += 1;
@@ -113,9 +140,21 @@ impl Tx {
         Err(fault.to_store_error(&shared.address.shown))
     }
 
+    /// The connection can be given back.
+    fn sound(&mut self) {
+        match &mut self.on {
+            On::Lent(lent) => lent.spoiled = false,
+            On::Lane(_) | On::Theirs(_) => {}
+        }
+    }
+
     /// The connection, for statements that the lanes use as well.
-    pub(crate) fn connection(&self) -> &Connection {
-        self.lent.connection()
+    pub(crate) fn connection(&self) -> &Connection<'c> {
+        match &self.on {
+            On::Lent(lent) => lent.connection(),
+            On::Lane(connection) => connection,
+            On::Theirs(connection) => connection,
+        }
     }
 
     /// Runs a statement, prepared once for the life of the connection.
@@ -131,9 +170,11 @@ impl Tx {
     /// Ends tasks; answers which, by row and fence.
     pub(crate) async fn end_tasks(&mut self, ends: &[&End]) -> Result<HashSet<(i64, i64)>, Fault> {
         let ended = settle::end(self.connection(), Some(self.now.as_micros()), ends).await?;
-        let ids = ends.iter().filter(|end| ended.contains(&(end.seq, end.fence))).map(|end| end.id.clone());
+        let applied = ended.applied;
+        let ids = ends.iter().filter(|end| applied.contains(&(end.seq, end.fence))).map(|end| end.id.clone());
         self.effects.ended.extend(ids);
-        Ok(ended)
+        self.effects.all |= ended.frees;
+        Ok(applied)
     }
 
     /// Sends running tasks back.
@@ -141,6 +182,7 @@ impl Tx {
         let done = settle::send_back(self.connection(), Some(self.now.as_micros()), backs).await?;
         self.effects.queues.extend(done.queues.iter().cloned());
         self.effects.scheduled |= done.scheduled;
+        self.effects.all |= done.frees;
         Ok(done)
     }
 
@@ -165,7 +207,7 @@ impl Tx {
     }
 
     /// Writes what was collected.
-    async fn flush(&mut self) -> Result<(), Fault> {
+    pub(crate) async fn flush(&mut self) -> Result<(), Fault> {
         let mut changes: HashMap<&QueueName, [i64; 9]> = HashMap::new();
         for (queue, counts) in &self.counts {
             changes.entry(queue).or_default()[..State::ALL.len()].copy_from_slice(counts);

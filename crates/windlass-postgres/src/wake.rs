@@ -56,6 +56,14 @@ impl Effects {
         notes
     }
 
+    /// Adds those whom another part of the commit concerns.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.queues.extend(other.queues);
+        self.all |= other.all;
+        self.scheduled |= other.scheduled;
+        self.ended.extend(other.ended);
+    }
+
     /// The opposite of [`Effects::notes`]. What cannot be read concerns everybody who claims.
     pub(crate) fn hear(&mut self, note: &str) {
         match note.split_once(' ') {

@@ -61,7 +61,7 @@ async fn a_push_with_every_kind_of_task_is_answered_as_by_the_store() {
     let store = store(&schema).await;
     let mut client = client().await;
     let transaction = client.transaction().await.expect("a transaction");
-    let unique = || Some(Unique { key: UniqueKey::known("k"), window: None });
+    let unique = || Some(Unique::new(UniqueKey::known("k")));
     let first = Envelope { unique: unique(), ..task() };
     let later = Envelope { due: Due::After(Duration::from_secs(60)), ..task() };
     let envelopes = vec![first.clone(), Envelope { unique: unique(), ..task() }, later.clone(), later.clone()];

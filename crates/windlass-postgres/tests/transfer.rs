@@ -34,6 +34,8 @@ fn ended(at: Timestamp) -> Parcelled {
         reason: None,
         failure: None,
         history: Vec::new(),
+        memo: String::new(),
+        waits_for: None,
     };
     Parcelled { record, ready_at: at }
 }

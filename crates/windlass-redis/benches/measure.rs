@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use windlass_core::backend::{Backend, Claim, Demand, Push, Settled};
 use windlass_core::flow::Follow;
+use windlass_core::limit::{Limit, LimitChange, Rule};
 use windlass_core::view::Retention;
-use windlass_core::{Args, Envelope, Json, NodeId, QueueName, TaskName, Verdict};
+use windlass_core::{Args, Envelope, Json, Key, NodeId, QueueName, TaskName, Verdict};
 use windlass_redis::{Location, Options, RedisStore};
 
 const TASKS: usize = 50_000;
@@ -43,12 +44,55 @@ async fn main() -> Result<(), Box<dyn Error>> {
             tasks as f64 / drained.as_secs_f64(),
         );
     }
+    for with in [With::Nothing, With::Limits, With::Keys, With::Nothing, With::Limits, With::Keys] {
+        with_limits_or_keys(&location, &mut server, with).await?;
+    }
     let info = RedisStore::open(location.clone(), Options::default()).await?.info().await?;
     for check in info.checks {
         println!("{}: {}", check.name, check.detail);
     }
     latency(&location).await?;
     clear(&mut server).await
+}
+
+/// What a claim has to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum With {
+    Nothing,
+    /// A rate and a concurrency that never bind.
+    Limits,
+    /// A hundred keys.
+    Keys,
+}
+
+async fn with_limits_or_keys(
+    location: &Location,
+    server: &mut redis::aio::MultiplexedConnection,
+    with: With,
+) -> Result<(), Box<dyn Error>> {
+    clear(server).await?;
+    let store = RedisStore::open(location.clone(), Options::default()).await?;
+    if with == With::Limits {
+        let rule =
+            Rule { rate: Some("1000000/s burst 1000000".parse()?), concurrency: Some(10_000), ..Rule::default() };
+        store.limit(&LimitChange::Set(Limit { subject: "queue:default".parse()?, rule: rule.clone() })).await?;
+        store.limit(&LimitChange::Set(Limit { subject: "task:send_email".parse()?, rule })).await?;
+    }
+    for round in 0..TASKS / 1_000 {
+        let key =
+            |number: usize| Key::new(format!("key {}", (round + number) % 100)).ok().filter(|_| with == With::Keys);
+        let envelopes = (0..1_000)
+            .map(|number| task().map(|task| Envelope { key: key(number), ..task }))
+            .collect::<Result<_, _>>()?;
+        store.push(&Push { envelopes, groups: Vec::new() }).await?;
+    }
+    let (draining, drained) = timed(server, drain(&store, 100)).await?;
+    println!(
+        "batch  100, with {with:?}: claim and settle {:6.2} us, {:6.0}/s",
+        draining / TASKS as f64,
+        TASKS as f64 / drained.as_secs_f64()
+    );
+    Ok(())
 }
 
 async fn clear(server: &mut redis::aio::MultiplexedConnection) -> Result<(), Box<dyn Error>> {

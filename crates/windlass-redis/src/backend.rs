@@ -8,13 +8,18 @@ use windlass_core::backend::{
     BATCH_MAX, Backend, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked, check_batch,
 };
+use windlass_core::limit::{LimitChange, LimitsView};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass_core::{NodeId, TaskId};
 
-use crate::record::{list, optional_text, parse};
+use crate::errors::damaged;
+use crate::record::{list, parse, text};
 use crate::scripts::Script;
-use crate::{RedisStore, claim, command, counts, encode, fleet, info, listing, schedules, settle, transfer, watch};
+use crate::{
+    RedisStore, claim, command, counts, encode, fleet, info, limits, listing, notes, schedules, settle, transfer, watch,
+};
 
 #[async_trait]
 impl Backend for RedisStore {
@@ -88,6 +93,20 @@ impl Backend for RedisStore {
         schedules::change(&self.shared, change).await
     }
 
+    async fn limits(&self) -> Result<LimitsView, StoreError> {
+        limits::view(&self.shared).await
+    }
+
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
+        change.check()?;
+        limits::change(&self.shared, change).await
+    }
+
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
+        ask.check()?;
+        notes::note(&self.shared, ask).await
+    }
+
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {
         check_batch("ids", ids.len(), BATCH_MAX)?;
         watch::watch(&self.shared, ids, wait).await
@@ -103,8 +122,14 @@ impl Backend for RedisStore {
 }
 
 fn pushed_of(answer: Value) -> Result<Pushed, StoreError> {
-    match optional_text(answer)? {
-        None => Ok(Pushed::Stored),
-        Some(id) => Ok(Pushed::Exists(parse("task id", &id)?)),
+    let id = |id: Value| parse("task id", &text(id)?);
+    match answer {
+        Value::Nil | Value::Boolean(false) => Ok(Pushed::Stored),
+        Value::Int(limit) => Ok(Pushed::Full { limit: u64::try_from(limit).unwrap_or(0) }),
+        Value::Array(mut replaced) => match replaced.pop() {
+            Some(replaced) => id(replaced).map(Pushed::Replaced),
+            None => Err(damaged("answer", "it says nothing about a push")),
+        },
+        taken => id(taken).map(Pushed::Exists),
     }
 }

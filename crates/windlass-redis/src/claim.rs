@@ -65,7 +65,7 @@ pub(crate) async fn claim(shared: &Arc<Shared>, demand: &Demand) -> Result<Vec<C
     }
 }
 
-/// One look, and when the next task falls due. A task that cannot be read becomes a dead letter instead of being claimed for
+/// One look, and when the next task falls due or may start. A task that cannot be read becomes a dead letter instead of being claimed for
 /// ever.
 async fn take(
     shared: &Arc<Shared>,
@@ -86,9 +86,9 @@ async fn take(
             }
         };
         let found = looked.tasks.len();
-        for (row, packed, body) in looked.tasks {
+        for Taken { row, packed, body, memo } in looked.tasks {
             match packed.envelope(&body) {
-                Ok(envelope) => claims.push(claim_of(row, &packed, envelope)),
+                Ok(envelope) => claims.push(claim_of(row, &packed, envelope, memo)),
                 Err(invalid) => bury(shared, row, &packed, &invalid.to_string()).await?,
             }
         }
@@ -103,11 +103,16 @@ async fn take(
     }
 }
 
-/// A row, its packed task and its body.
-type Row = (i64, Packed, String);
+struct Taken {
+    row: i64,
+    packed: Packed,
+    /// Its body, when that is not packed with it.
+    body: String,
+    memo: String,
+}
 
 struct Looked {
-    tasks: Vec<Row>,
+    tasks: Vec<Taken>,
     /// Those that have expired and that the script could not end.
     late: Vec<(i64, Vec<u8>, String)>,
     alarm: Option<Duration>,
@@ -149,7 +154,9 @@ async fn look(
     let mut tasks = Vec::with_capacity(taken);
     for _ in 0..taken {
         let row = row_number(&next())?;
-        tasks.push((row, Packed::of(&bytes(next())?)?, optional_text(next())?.unwrap_or_default()));
+        let packed = Packed::of(&bytes(next())?)?;
+        let [body, memo] = [next(), next()].map(|part| optional_text(part).map(Option::unwrap_or_default));
+        tasks.push(Taken { row, packed, body: body?, memo: memo? });
     }
     let mut late = Vec::new();
     loop {
@@ -164,13 +171,14 @@ async fn look(
     Ok(Looked { tasks, late, alarm })
 }
 
-fn claim_of(row: i64, packed: &Packed, envelope: windlass_core::Envelope) -> Claim {
+fn claim_of(row: i64, packed: &Packed, envelope: windlass_core::Envelope, memo: String) -> Claim {
     Claim {
         receipt: Receipt { id: packed.id.clone(), fence: packed.fence, row },
         attempt: packed.attempt,
         enqueued_at: packed.enqueued_at,
         ready_at: packed.ready_at(),
         envelope: Arc::new(envelope),
+        memo,
     }
 }
 
@@ -195,9 +203,10 @@ async fn renew_chunk(shared: &Shared, renewals: &[Renewal], lease: Duration) -> 
     let answer = shared
         .run(Script::Renew, |cmd| {
             cmd.arg(micros(lease));
-            for Renewal { receipt, progress } in renewals {
+            for Renewal { receipt, progress, memo } in renewals {
                 let progress = progress.as_ref().map(|progress| to_json(&progress.shortened())).unwrap_or_default();
                 cmd.arg(row_text(receipt.row)).arg(receipt.fence).arg(receipt.id.to_string()).arg(progress);
+                cmd.arg(memo.as_deref().unwrap_or_default());
             }
         })
         .await?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use redis::Value;
 use windlass_core::backend::{COMMAND_MAX, Command, Commanded, Order, Target, TaskAction, check_batch};
+use windlass_core::memo::Line;
 use windlass_core::view::{Cursor, Filter};
 use windlass_core::{State, StoreError, TaskId, Verdict};
 
@@ -157,6 +158,11 @@ async fn ask(shared: &Shared, action: &TaskAction, kind: &str, names: &[&String]
         TaskAction::Move(queue) => ("move", queue.to_string()),
         TaskAction::Reprioritise(priority) => ("reprioritise", priority.level().to_string()),
         TaskAction::RunNow => ("run_now", String::new()),
+        TaskAction::Signal { name, value } => {
+            let line = Line::Signal { signal: name.clone(), value: value.clone() };
+            // Names have no line breaks.
+            ("signal", format!("{name}\n{}", line.to_text()))
+        }
     };
     let answer = shared
         .run(Script::Command, |cmd| {

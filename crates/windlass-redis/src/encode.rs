@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Cmd;
 use serde_json::{Map, Value, json};
 use windlass_core::flow::{After, Arrival, Follow, Member, NewGroup, stranded_verdict};
-use windlass_core::{Due, Envelope, Failure, Json, StoreError, Timestamp, Verdict};
+use windlass_core::{Due, Envelope, Failure, Json, OnConflict, StoreError, Timestamp, UniqueHold, Verdict};
 
 use crate::record::{parse, to_json};
 
@@ -65,7 +65,14 @@ fn extra(envelope: &Envelope) -> String {
         parts.insert("guard".to_owned(), json!(unique.key.as_str()));
         if let Some(window) = unique.window {
             parts.insert("window".to_owned(), json!(micros(window.min(KEEP_MAX)).to_string()));
+        } else if unique.hold == UniqueHold::Started {
+            parts.insert("started".to_owned(), json!("1"));
         }
+        match unique.on_conflict {
+            OnConflict::Keep => None,
+            OnConflict::Replace => parts.insert("conflict".to_owned(), json!("replace")),
+            OnConflict::Debounce => parts.insert("conflict".to_owned(), json!("debounce")),
+        };
     }
     if let Some(key) = &envelope.key {
         parts.insert("key".to_owned(), json!(key.as_str()));
@@ -93,20 +100,22 @@ pub(crate) fn follow(follow: &Follow) -> String {
     if !follow.stranded.is_empty() {
         parts.insert("cause".to_owned(), json!(stranded(follow.cause.as_ref())));
     }
-    if let Some(Arrival { member, outcome }) = &follow.arrive {
-        let mut at = place(member);
-        match outcome {
-            Ok(result) => {
-                at.insert("result".to_owned(), json!(result.as_str()));
-            }
-            Err(failure) => {
-                at.insert("failure".to_owned(), json!(to_json(failure)));
-                at.insert("cause".to_owned(), json!(stranded(Some(failure))));
-            }
-        }
-        parts.insert("arrive".to_owned(), Value::Object(at));
-    }
+    insert_list(&mut parts, "arrive", &follow.arrive, arrival);
     Value::Object(parts).to_string()
+}
+
+fn arrival(Arrival { member, outcome }: &Arrival) -> Value {
+    let mut at = place(member);
+    match outcome {
+        Ok(result) => {
+            at.insert("result".to_owned(), json!(result.as_str()));
+        }
+        Err(failure) => {
+            at.insert("failure".to_owned(), json!(to_json(failure)));
+            at.insert("cause".to_owned(), json!(stranded(Some(failure))));
+        }
+    }
+    Value::Object(at)
 }
 
 /// What is recorded with a task that never runs because of this failure.
@@ -148,7 +157,14 @@ fn after(after: &After) -> Value {
     if let Some(member) = &after.member {
         parts.insert("member".to_owned(), Value::Object(place(member)));
     }
+    insert_list(&mut parts, "fails", &places_of_failure(after), |member| Value::Object(place(member)));
     Value::Object(parts)
+}
+
+/// Where a group arrives when it fails: at its own place, and at those of whoever waits for what will never run.
+fn places_of_failure(after: &After) -> Vec<Member> {
+    let failed = After { push: after.push.clone(), member: after.member.clone(), ..After::default() };
+    failed.fail(&Failure::new("", "")).arrive.into_iter().map(|arrival| arrival.member).collect()
 }
 
 /// A task whose input is not known yet: its body in two parts, between which the input goes.

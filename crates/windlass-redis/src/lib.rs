@@ -18,9 +18,9 @@
 //! ```
 //!
 //! Where to look: `location` URLs; `open` what is checked once; `link` the connection; `scripts`, `lua/common.lua` the unit of work;
-//! `push` is in `backend`, with `encode`; `claim`, `settle`, `command`, `fleet` (beat, nodes, tick), `schedules`, `watch` one verb
-//! each; `listing`, `counts`, `info` what people see; `record` what scripts answer; `wake` waiting; `errors` what a server's
-//! errors mean.
+//! `push` is in `backend`, with `encode`; `claim`, `settle`, `command`, `fleet` (beat, nodes, tick), `schedules`, `limits`, `notes`,
+//! `watch` one verb each; `listing`, `counts`, `info` what people see; `record` what scripts answer; `wake` waiting; `errors` what
+//! a server's errors mean.
 //!
 //! # Keys
 //!
@@ -31,18 +31,24 @@
 //! |---|---|
 //! | `meta`, `seq` | version and epoch; the last number of a task |
 //! | `task`, `body`, `id` | by number: the packed task with a short body, longer bodies; number by id |
-//! | `result`, `failure`, `history`, `progress`, `skipped`, `extra` | by number: what only some tasks have |
+//! | `result`, `failure`, `history`, `progress`, `skipped`, `waits`, `extra`, `memo:NUMBER` | by number: what only some tasks have |
 //! | `ready:QUEUE NAME`, `lanes:QUEUE` | ready tasks of a queue and a name by rank; the names of a queue that have some |
+//! | `ready:QUEUE NAME KEY`, `names:QUEUE`, `keys:QUEUE NAME` | the same for tasks with a key; the keys of a name in their order |
+//! | `keyed:QUEUE`, `turn` | ready tasks with a key by rank, for those who count and list; whose turn it is |
 //! | `due:QUEUE`, `lease`, `parked`, `expires` | by time: scheduled, running, parked, with a date of expiry |
 //! | `ended`, `forget`, `dead` | by time: what retention removes |
 //! | `counts`, `queues`, `paused`, `blocks` | counters, known queues, pauses, tasks by thousands of numbers (for listings) |
 //! | `key:KEY`, `flow:ID`, `taken`, `windows` | tasks of a key and of a workflow; unique keys |
 //! | `group:ID`, `arrived:ID`, `groups` | workflows |
 //! | `schedule:ID`, `schedules`, `slots` | schedules |
+//! | `limits`, `rules`, `held`, `next`, `running` | limits; what there is of them; what is counted at gates (`lua/gates.lua`) |
+//! | `notes`, `note`, `note_ends`, `note_version` | notes: in their order, what they say, when they end |
 //! | `node`, `beats`, `alive`, `orders:NODE`, `cancel:NODE` | the fleet |
 //! | `wait:QUEUE`, `watch`; channels `bell:HANDLE`, `ends` | who waits |
 //!
-//! A paused or excepted name is a lane that a claim does not look into, so it is never walked over.
+//! A paused or excepted name is a lane that a claim does not look into, so it is never walked over. Tasks of one queue, name and key
+//! pass the same gates: a lane that must wait is not looked into either. A claim looks at the gates of all lanes together, and
+//! writes what it has counted once.
 //!
 //! # Time
 //!
@@ -73,6 +79,10 @@
 //! bytes. From push to claim at 200/s, between two handles of one process: 0.6 ms in the middle and 1.4 ms at p99 with a load
 //! of 2; 0.7 ms and 10 to 18 ms with a load of 10. A claim that waits asks once a second.
 //!
+//! Limits and keys, batch 100, on two cores with a load of 3 to 6: a claim and settle took 26 to 31 us without either, 2 to 7 us
+//! more with a rate and a concurrency of its queue and of its name that never bound, and about twice as much when each of the 100
+//! tasks had another key. A claim that found the tasks of 3,000 keys shut by the limit of their name took 0.3 ms.
+//!
 //! What it came from: commands are variadic (a command from Lua costs about 1 us, each further value a part of that); scripts
 //! are functions, which are defined once (20 us of each call); scores that many tasks share are written as text once; short
 //! bodies are packed with their task.
@@ -85,9 +95,11 @@ mod encode;
 mod errors;
 mod fleet;
 mod info;
+mod limits;
 mod link;
 mod listing;
 mod location;
+mod notes;
 mod open;
 mod record;
 mod schedules;
@@ -109,7 +121,7 @@ pub use location::{InvalidUrl, Location};
 pub use open::{Eviction, Options, Time};
 
 /// The version of the layout of keys that this program writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A task store in a Redis or Valkey server.
 #[derive(Debug)]

@@ -280,6 +280,7 @@ async fn keys_of_states(shared: &Shared, filter: &Filter) -> Result<Vec<String>,
                 for queue in &queues {
                     lanes.cmd("SMEMBERS").arg(shared.key(&format!("lanes:{queue}")));
                 }
+                keys.extend(queues.iter().map(|queue| shared.key(&format!("keyed:{queue}"))));
                 for (queue, names) in queues.iter().zip(shared.link.ask_all(&lanes).await?) {
                     let names = texts(names)?;
                     keys.extend(names.iter().map(|name| shared.key(&format!("ready:{queue} {name}"))));

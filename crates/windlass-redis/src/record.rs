@@ -90,9 +90,17 @@ impl Packed {
 
     /// The envelope; `large` is its body, when that is not packed with it.
     pub(crate) fn envelope(&self, large: &str) -> Result<Envelope, windlass_core::envelope::InvalidBody> {
-        let body = if self.flags & LARGE == 0 { &self.body } else { large };
-        let mut envelope =
-            Envelope::from_body(self.id.clone(), self.name.clone(), self.queue.clone(), self.priority, body)?;
+        let body = if self.flags & LARGE == 0 { self.body.as_str() } else { large };
+        let read = |body: &str| {
+            Envelope::from_body(self.id.clone(), self.name.clone(), self.queue.clone(), self.priority, body)
+        };
+        // A push that took its place has left its own body behind the first one.
+        let (first, replacement) = body.split_once('\0').map_or((body, None), |(first, last)| (first, Some(last)));
+        let mut envelope = read(first)?;
+        if let Some(replacement) = replacement {
+            let Envelope { args, headers, .. } = read(replacement)?;
+            (envelope.args, envelope.headers) = (args, headers);
+        }
         // A task that starts over does not expire any more; its body is not written again for that.
         if self.flags & EXPIRES == 0 {
             envelope.expires = None;
@@ -136,6 +144,7 @@ pub(crate) fn record(answer: Value) -> Result<(i64, Record), StoreError> {
     let packed = Packed::of(&bytes(next())?)?;
     let body = optional_text(next())?.unwrap_or_default();
     let [result, failure, history, progress, skipped] = [next(), next(), next(), next(), next()].map(optional_text);
+    let [memo, waits_for] = [next(), next()].map(optional_text);
     let mut failure: Option<Failure> = json("failure", failure?)?;
     let envelope = match packed.envelope(&body) {
         Ok(envelope) => envelope,
@@ -171,6 +180,8 @@ pub(crate) fn record(answer: Value) -> Result<(i64, Record), StoreError> {
             reason: packed.reason,
             failure,
             history: history?.as_deref().map(attempts).transpose()?.unwrap_or_default(),
+            memo: memo?.unwrap_or_default(),
+            waits_for: waits_for?.map(|signal| parse("signal", &signal)).transpose()?,
         },
     ))
 }

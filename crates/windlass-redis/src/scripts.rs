@@ -17,13 +17,21 @@ pub(crate) enum Script {
     Ring,
     Transfer,
     Import,
+    Limit,
+    Note,
 }
 
-const COMMON: &str = include_str!("lua/common.lua");
+const COMMON: &str = concat!(
+    include_str!("lua/common.lua"),
+    "\n",
+    include_str!("lua/gates.lua"),
+    include_str!("lua/work.lua"),
+    include_str!("lua/tasks.lua")
+);
 const FLOW: &str = include_str!("lua/flow.lua");
 
 impl Script {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Open,
         Self::Push,
         Self::Claim,
@@ -38,6 +46,8 @@ impl Script {
         Self::Ring,
         Self::Transfer,
         Self::Import,
+        Self::Limit,
+        Self::Note,
     ];
 
     /// What it is called in the library.
@@ -57,6 +67,8 @@ impl Script {
             Self::Ring => "ring",
             Self::Transfer => "transfer",
             Self::Import => "import",
+            Self::Limit => "limit",
+            Self::Note => "note",
         }
     }
 
@@ -65,7 +77,13 @@ impl Script {
         match self {
             Self::Open => include_str!("lua/open.lua"),
             Self::Push => include_str!("lua/push.lua"),
-            Self::Claim => include_str!("lua/claim.lua"),
+            Self::Claim => concat!(
+                include_str!("lua/claim.lua"),
+                include_str!("lua/pass.lua"),
+                include_str!("lua/take.lua"),
+                include_str!("lua/turns.lua"),
+                include_str!("lua/serve.lua")
+            ),
             Self::Renew => include_str!("lua/renew.lua"),
             Self::Settle => include_str!("lua/settle.lua"),
             Self::Read => include_str!("lua/read.lua"),
@@ -77,6 +95,8 @@ impl Script {
             Self::Ring => include_str!("lua/ring.lua"),
             Self::Transfer => include_str!("lua/transfer.lua"),
             Self::Import => include_str!("lua/import.lua"),
+            Self::Limit => include_str!("lua/limit.lua"),
+            Self::Note => include_str!("lua/note.lua"),
         }
     }
 

@@ -57,6 +57,12 @@ impl Word {
                 amount: micros((*after).min(windlass_core::envelope::DELAY_MAX)),
                 ..word(if *spent == Spent::Yes { "A" } else { "a" })
             },
+            Verdict::Awaits { signal, seen, at_most } => Self {
+                text: signal.to_string(),
+                note: seen.to_string(),
+                amount: micros((*at_most).min(windlass_core::envelope::DELAY_MAX)),
+                ..word("W")
+            },
             Verdict::Dead { reason, failure } => Self {
                 text: to_json(failure),
                 amount: reason_code(*reason),

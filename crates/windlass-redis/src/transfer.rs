@@ -107,7 +107,9 @@ fn add_parcelled(cmd: &mut Cmd, parcelled: &Parcelled) {
         .arg(record.failure.as_ref().map(to_json).unwrap_or_default())
         .arg(record.history.iter().map(line_of).collect::<Vec<_>>().join("\n"))
         .arg(record.progress.as_ref().map(to_json).unwrap_or_default())
-        .arg(record.skipped.as_deref().unwrap_or_default());
+        .arg(record.skipped.as_deref().unwrap_or_default())
+        .arg(&record.memo)
+        .arg(record.waits_for.as_ref().map(ToString::to_string).unwrap_or_default());
 }
 
 /// An attempt as `remember` in `common.lua` writes it.

@@ -48,7 +48,7 @@ async fn a_lease_ends_by_the_clock_of_the_server() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(began.elapsed() >= lease, "not before its end");
-    let renewal = Renewal { receipt: claims[0].receipt.clone(), progress: None };
+    let renewal = Renewal { receipt: claims[0].receipt.clone(), progress: None, memo: None };
     assert_eq!(store.renew(&[renewal], lease).await.expect("the store answers"), [Renewed::Lost]);
 }
 
@@ -290,14 +290,18 @@ async fn nothing_is_left_of_tasks_that_retention_removed() {
             key: Some(windlass_core::Key::known("tenant")),
             workflow: Some(TaskId::random()),
             expires: Some(Timestamp::MAX),
-            unique: Some(windlass_core::Unique {
-                key: windlass_core::UniqueKey::new(TaskId::random().to_string()).expect("a key"),
-                window: None,
-            }),
+            unique: Some(windlass_core::Unique::new(
+                windlass_core::UniqueKey::new(TaskId::random().to_string()).expect("a key"),
+            )),
             ..task("work")
         };
         store.push(&push_of((0..500).map(with_everything))).await.expect("the store answers");
         let claims = store.claim(&demand(1000, Duration::ZERO)).await.expect("the store answers");
+        let renewals: Vec<_> = claims
+            .iter()
+            .map(|claim| Renewal { receipt: claim.receipt.clone(), progress: None, memo: Some("{}\n".to_owned()) })
+            .collect();
+        store.renew(&renewals, Duration::from_secs(30)).await.expect("the store answers");
         let failure = windlass_core::Failure::new("error", "it failed");
         let dead = windlass_core::Verdict::Dead { reason: windlass_core::DeadReason::Fatal, failure };
         let ends: Vec<_> = claims
@@ -316,7 +320,7 @@ async fn nothing_is_left_of_tasks_that_retention_removed() {
         sizes.push(redis.ask(&["KEYS", "*"]).lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>());
     }
     let left: Vec<&str> = sizes[0].iter().filter_map(|key| key.strip_prefix("{windlass}:")).collect();
-    assert_eq!(left, ["counts", "meta", "queues", "seq"], "what is left does not grow with tasks");
+    assert_eq!(left, ["counts", "meta", "queues", "seq", "turn"], "what is left does not grow with tasks");
     assert!(sizes.iter().all(|keys| *keys == sizes[0]));
     assert_eq!(store.counts().await.expect("the store answers").total().of(State::Dead), 0);
 }

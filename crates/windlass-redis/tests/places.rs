@@ -13,23 +13,25 @@ use windlass_core::backend::{
     TaskAction,
 };
 use windlass_core::flow::{After, FailurePolicy, Flow, Member, NewGroup};
+use windlass_core::limit::{Limit, LimitChange, Rule};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::schedule::every;
 use windlass_core::state::Spent;
 use windlass_core::view::{Filter, NodeInfo, NodePhase, Page};
-use windlass_core::{Due, Envelope, QueueName, State, TaskId, Timestamp, Unique, UniqueKey, Verdict};
+use windlass_core::{Due, Envelope, Json, Key, QueueName, State, TaskId, Timestamp, Unique, UniqueKey, Verdict};
 use windlass_redis::RedisStore;
 use windlass_servers::Redis;
 
 /// Every verb of the port once.
 async fn every_verb_works(store: &RedisStore) {
-    let unique = Unique { key: UniqueKey::known("one"), window: None };
+    let unique = Unique::new(UniqueKey::known("one"));
     let first = Envelope { unique: Some(unique), ..task("work") };
     let later = Envelope { due: Due::After(Duration::from_secs(60)), ..task("later") };
     let pushed = store.push(&push_of([first.clone(), later.clone()])).await.expect("push");
     assert_eq!(pushed, [Pushed::Stored, Pushed::Stored]);
 
     let claim = claim_one(store).await;
-    let renewal = Renewal { receipt: claim.receipt.clone(), progress: None };
+    let renewal = Renewal { receipt: claim.receipt.clone(), progress: None, memo: Some("{}\n".to_owned()) };
     assert_eq!(store.renew(&[renewal], Duration::from_secs(30)).await.expect("renew"), [Renewed::Held]);
     let again = Verdict::Again {
         after: Duration::ZERO,
@@ -38,7 +40,7 @@ async fn every_verb_works(store: &RedisStore) {
     };
     assert_eq!(store.settle(&[settled(&claim, again)]).await.expect("settle"), [Settlement::Applied]);
     let claim = claim_one(store).await;
-    assert_eq!(claim.attempt, 2);
+    assert_eq!((claim.attempt, claim.memo.as_str()), (2, "{}\n"));
     assert_eq!(store.settle(&[settled(&claim, succeeded())]).await.expect("settle"), [Settlement::Applied]);
     let ended = store.watch(std::slice::from_ref(&first.id), PATIENCE).await.expect("watch");
     assert_eq!((ended.len(), ended[0].history.len()), (1, 1));
@@ -89,10 +91,29 @@ async fn every_verb_works(store: &RedisStore) {
     let counts = store.counts().await.expect("counts").total();
     assert_eq!((counts.ready, counts.running, counts.succeeded, counts.cancelled), (1, 1, 2, 1));
     assert!(!store.info().await.expect("info").checks.is_empty());
+    limits_and_notes_work(store).await;
     store.claim(&demand(10, Duration::ZERO)).await.expect("claim");
     let began = Instant::now();
     let nothing = store.claim(&demand(10, Duration::from_millis(50))).await.expect("claim");
     assert!(nothing.is_empty() && began.elapsed() >= Duration::from_millis(50));
+}
+
+async fn limits_and_notes_work(store: &RedisStore) {
+    let subject = "keys-of-queue:default".parse().expect("a subject");
+    let rule = Rule { concurrency: Some(1), rate: Some("10/s".parse().expect("a rate")), ..Rule::default() };
+    assert!(store.limit(&LimitChange::Set(Limit { subject, rule })).await.expect("limit"));
+    let keyed = || Envelope { key: Some(Key::known("a key")), ..task("keyed") };
+    store.push(&push_of([keyed(), keyed()])).await.expect("push");
+    let claims = store.claim(&demand(10, Duration::ZERO)).await.expect("claim");
+    let of_key: Vec<_> = claims.iter().filter(|claim| claim.envelope.key.is_some()).collect();
+    assert_eq!(of_key.len(), 1);
+    assert_eq!(store.limits().await.expect("limits").gates[0].running, Some(1));
+    store.settle(&[settled(of_key[0], succeeded())]).await.expect("settle");
+    let (space, key) = ("test".to_owned(), "a key".to_owned());
+    let write = NoteAsk::Write { space, key, seen: None, value: Json::null(), ttl: Duration::from_secs(60) };
+    assert!(matches!(store.note(&write).await.expect("note"), NoteAnswer::Written(_)));
+    let list = NoteAsk::List { space: None, after: None };
+    assert!(matches!(store.note(&list).await.expect("note"), NoteAnswer::Notes(notes) if notes.len() == 1));
 }
 
 #[tokio::test]

@@ -10,9 +10,11 @@ use windlass_core::backend::{
     BATCH_MAX, Backend, COMMAND_MAX, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed,
     ScheduleChange, ScheduleChanged, Settled, Settlement, Target, TaskAction, Ticked, WAIT_MAX, check_batch,
 };
+use windlass_core::limit::{LimitChange, LimitsView};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, PAGE_MAX, Page, Record, ScheduleRecord};
-use windlass_core::{Envelope, NodeId, StoreError, TaskId};
+use windlass_core::{Envelope, NodeId, StoreError, TaskId, Timestamp};
 
 use crate::claim::{Claimed, PreparedRenewal};
 use crate::command::Flowing;
@@ -22,8 +24,12 @@ use crate::schedules::PreparedChange;
 use crate::settle::PreparedSettle;
 use crate::transfer::PreparedParcel;
 use crate::writer::OnDisk;
-use crate::{SqliteStore, claim, command, fleet, info, listing, push, read, schedules, settle, tick, transfer};
+use crate::{
+    SqliteStore, claim, command, fleet, info, limits, listing, notes, push, read, schedules, settle, tick, transfer,
+};
 
+/// How often a claim that waits for a gate looks whether the clock was moved.
+const CLOCK_LOOK: Duration = Duration::from_millis(250);
 /// A tick moves up to some thousand rows.
 const TICK_ROWS: usize = 2_000;
 
@@ -34,6 +40,12 @@ impl Backend for SqliteStore {
         let groups: Vec<_> = push.groups.iter().map(PreparedGroup::of).collect();
         let tasks: Vec<_> = push.envelopes.iter().map(NewTask::of).collect();
         let change = move |tx: &mut crate::tx::Tx<'_>| {
+            if !groups.is_empty()
+                && let Some(limit) = push::full_for(tx, &tasks)?
+            {
+                // A group of which members are missing would be waited for without end.
+                return Ok(vec![Pushed::Full { limit }; tasks.len()]);
+            }
             groups.iter().try_for_each(|group| push::create_group(tx, group).map(drop))?;
             tasks.iter().map(|task| push::push(tx, task)).collect()
         };
@@ -49,12 +61,13 @@ impl Backend for SqliteStore {
             if demand.hush.is_cancelled() || demand.max == 0 {
                 return Ok(Vec::new());
             }
-            let claims = self.claim_now(demand).await?;
+            let (claims, opens_at) = self.claim_now(demand).await?;
             if !claims.is_empty() || Instant::now() >= deadline {
                 return Ok(claims);
             }
             tokio::select! {
                 () = ticket.rung() => {}
+                () = self.until(opens_at) => {}
                 () = demand.hush.cancelled() => return Ok(Vec::new()),
                 () = tokio::time::sleep_until(deadline) => return Ok(Vec::new()),
             }
@@ -152,6 +165,31 @@ impl Backend for SqliteStore {
         self.writer.write(1, move |tx| schedules::change(tx, &change)).await
     }
 
+    async fn limits(&self) -> Result<LimitsView, StoreError> {
+        let now = self.shared.clock.now();
+        self.readers.read(move |db| limits::view(db, now)).await
+    }
+
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
+        change.check()?;
+        let change = change.clone();
+        self.writer.write(1, move |tx| limits::change(tx, &change)).await
+    }
+
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
+        ask.check()?;
+        let ask = ask.clone();
+        match ask {
+            NoteAsk::List { .. } | NoteAsk::Read { .. } => {
+                let now = self.shared.clock.now();
+                self.readers.read(move |db| notes::read(db, &ask, now)).await
+            }
+            NoteAsk::Write { .. } | NoteAsk::Forget { .. } => {
+                self.writer.write(1, move |tx| notes::change(tx, &ask)).await
+            }
+        }
+    }
+
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {
         check_batch("ids", ids.len(), BATCH_MAX)?;
         let deadline = Instant::now() + wait.min(WAIT_MAX);
@@ -193,10 +231,12 @@ impl Backend for SqliteStore {
 
 impl SqliteStore {
     /// One claim without waiting. A task that cannot be read becomes a dead letter instead of being claimed for ever.
-    async fn claim_now(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
+    /// Answers when a gate opens that it found shut, too.
+    async fn claim_now(&self, demand: &Demand) -> Result<(Vec<Claim>, Option<Timestamp>), StoreError> {
         loop {
             let wanted = demand.clone();
-            let claimed = self.writer.write_as(OnDisk::Later, demand.max, move |tx| claim::claim(tx, &wanted)).await?;
+            let take = move |tx: &mut crate::tx::Tx<'_>| Ok((claim::claim(tx, &wanted)?, tx.memory.opens_at));
+            let (claimed, opens_at) = self.writer.write_as(OnDisk::Later, demand.max, take).await?;
             let found = claimed.len();
             let mut claims = Vec::with_capacity(found);
             for task in claimed {
@@ -210,8 +250,21 @@ impl SqliteStore {
             }
             // Sound tasks may wait behind those that were not.
             if found == 0 || !claims.is_empty() {
-                return Ok(claims);
+                return Ok((claims, opens_at));
             }
+        }
+    }
+
+    /// Waits for this time by the store's clock, or for ever. A clock that was moved is looked at now and then.
+    async fn until(&self, time: Option<Timestamp>) {
+        let Some(time) = time else { return std::future::pending().await };
+        loop {
+            let left = time.since(self.shared.clock.now());
+            if left.is_zero() {
+                return;
+            }
+            // tidy: allow(sleep): a gate opens at a time, and tells nobody
+            tokio::time::sleep(left.min(CLOCK_LOOK)).await;
         }
     }
 
@@ -252,6 +305,7 @@ fn decode(task: Claimed) -> Result<Claim, (windlass_core::backend::Receipt, Stri
             envelope: Arc::new(envelope),
             receipt: task.receipt,
             attempt: task.attempt,
+            memo: task.memo,
             enqueued_at: task.enqueued_at,
             ready_at: task.ready_at,
         }),

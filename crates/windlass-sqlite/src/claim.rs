@@ -11,9 +11,11 @@ use windlass_core::backend::{Demand, Receipt, Renewal, Renewed};
 use windlass_core::{Priority, QueueName, State, TaskName, Timestamp};
 
 use crate::errors::Fault;
+use crate::push;
 use crate::receipt::{place_of, row_of};
 use crate::rows::{RUNNING, id_of, is_id, optional_text, priority_of, ready_at, to_json};
 use crate::tick;
+use crate::turns;
 use crate::tx::Tx;
 
 /// The most scheduled tasks that a claim makes ready before it takes some; a flood of due tasks is shared among claims.
@@ -27,6 +29,9 @@ pub(crate) struct Claimed {
     pub(crate) queue: QueueName,
     pub(crate) priority: Priority,
     pub(crate) body: String,
+    pub(crate) memo: String,
+    /// The unique key that it gives back when it ends, or now.
+    guard: Option<String>,
     pub(crate) attempt: u32,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) ready_at: Timestamp,
@@ -35,6 +40,7 @@ pub(crate) struct Claimed {
 /// Takes up to `demand.max` tasks.
 pub(crate) fn claim(tx: &mut Tx<'_>, demand: &Demand) -> Result<Vec<Claimed>, Fault> {
     let mut claimed = Vec::new();
+    tx.memory.opens_at = None;
     if tx.paused()?.closed {
         return Ok(claimed);
     }
@@ -61,6 +67,9 @@ fn take_from(tx: &mut Tx<'_>, demand: &Demand, queue: &QueueName, claimed: &mut 
     let mut shut = Vec::with_capacity(demand.except.len());
     for name in &demand.except {
         shut.extend(tx.known_name(name)?);
+    }
+    if turns::is_shared(tx, number)? {
+        return turns::take(tx, turns::Place { demand, queue, number, shut: &shut }, claimed);
     }
     loop {
         let wanted = demand.max - claimed.len();
@@ -106,7 +115,8 @@ fn open_names(tx: &mut Tx<'_>, queue: i64, shut: &[i64]) -> Result<Vec<i64>, Fau
 fn best_of(tx: &Tx<'_>, queue: i64, names: &[i64], wanted: usize) -> Result<Vec<(i64, i64)>, Fault> {
     let mut best = BinaryHeap::with_capacity(wanted + 1);
     let mut select = tx.prepare(
-        "SELECT rank, seq FROM windlass_task WHERE state = 1 AND queue = ?1 AND name = ?2 ORDER BY rank, seq LIMIT ?3",
+        "SELECT rank, seq FROM windlass_task INDEXED BY windlass_task_ready \
+         WHERE state = 1 AND key IS NULL AND queue = ?1 AND name = ?2 ORDER BY rank, seq LIMIT ?3",
     )?;
     for name in names {
         let mut rows = select.query(params![queue, name, wanted as i64])?;
@@ -124,10 +134,11 @@ fn best_of(tx: &Tx<'_>, queue: i64, names: &[i64], wanted: usize) -> Result<Vec<
     Ok(best.into_sorted_vec())
 }
 
-/// The names that have ready tasks in a queue; one index seek for each.
+/// The names that have ready tasks without a key in a queue; one index seek for each.
 pub(crate) fn ready_names(db: &Connection, queue: i64) -> Result<Vec<i64>, Fault> {
     let mut next = db.prepare_cached(
-        "SELECT name FROM windlass_task WHERE state = 1 AND queue = ?1 AND name > ?2 ORDER BY name LIMIT 1",
+        "SELECT name FROM windlass_task INDEXED BY windlass_task_ready \
+         WHERE state = 1 AND key IS NULL AND queue = ?1 AND name > ?2 ORDER BY name LIMIT 1",
     )?;
     let mut names = Vec::new();
     let mut after = 0;
@@ -140,7 +151,7 @@ pub(crate) fn ready_names(db: &Connection, queue: i64) -> Result<Vec<i64>, Fault
 
 /// Hands the best tasks of a name to the node, when it is the only name that may be taken: two statements for all of
 /// them, which halves what a claim costs. Answers `false`, and changes nothing, when one of them has expired.
-fn take_all(
+pub(crate) fn take_all(
     tx: &mut Tx<'_>,
     demand: &Demand,
     node: i64,
@@ -153,12 +164,12 @@ fn take_all(
     let mut last: (i64, i64) = (0, 0);
     let mut select = tx.prepare(
         "SELECT id, queue, name, priority, rank, fence, attempt, enqueued_at, expires, body, \
-         guard IS NULL AND keep IS NULL, seq FROM windlass_task INDEXED BY windlass_task_ready \
-         WHERE state = 1 AND queue = ?1 AND name = ?2 ORDER BY rank, seq LIMIT ?3",
+         guard IS NULL AND keep IS NULL, guard, memo, seq FROM windlass_task INDEXED BY windlass_task_ready \
+         WHERE state = 1 AND key IS NULL AND queue = ?1 AND name = ?2 ORDER BY rank, seq LIMIT ?3",
     )?;
     let mut rows = select.query(params![number, name, wanted as i64])?;
     while let Some(row) = rows.next()? {
-        let seq = row.get(11)?;
+        let seq = row.get(13)?;
         let Some(task) = ready_task(tx, row, queue, seq)? else {
             claimed.truncate(before);
             return Ok(false);
@@ -173,14 +184,17 @@ fn take_all(
     }
     let changed = tx.execute(
         "UPDATE windlass_task INDEXED BY windlass_task_ready SET state = 2, at = ?1, node = ?2, started_at = ?3, \
-         fence = fence + 1, attempt = attempt + 1, progress = NULL \
-         WHERE state = 1 AND queue = ?4 AND name = ?5 AND rank <= ?6 AND (rank < ?6 OR seq <= ?7)",
+         fence = fence + 1, attempt = attempt + 1, progress = NULL, waits_for = NULL \
+         WHERE state = 1 AND key IS NULL AND queue = ?4 AND name = ?5 AND rank <= ?6 AND (rank < ?6 OR seq <= ?7)",
         params![lease_until(tx, demand), node, tx.now_micros(), number, name, last.0, last.1],
     )?;
     if changed != taken {
         return Err(Fault::damaged("index of ready tasks", format_args!("{taken} tasks were read, {changed} changed")));
     }
     tx.count_many(number, Some(State::Ready), Some(State::Running), taken as i64);
+    for task in &claimed[before..] {
+        started(tx, task)?;
+    }
     Ok(true)
 }
 
@@ -205,6 +219,8 @@ fn ready_task(tx: &mut Tx<'_>, row: &Row<'_>, queue: &QueueName, seq: i64) -> Re
             Some(body) => body.to_owned(),
             None => large_body(tx, seq)?,
         },
+        guard: row.get(11)?,
+        memo: row.get::<_, Option<String>>(12)?.unwrap_or_default(),
         attempt: row.get::<_, u32>(6)?.saturating_add(1),
         enqueued_at: Timestamp::from_micros(row.get(7)?),
         ready_at: ready_at(row.get(4)?, priority),
@@ -215,11 +231,25 @@ fn lease_until(tx: &Tx<'_>, demand: &Demand) -> i64 {
     (tx.now + demand.lease).as_micros()
 }
 
+/// Gives back a unique key that is held until the start.
+fn started(tx: &Tx<'_>, task: &Claimed) -> Result<(), Fault> {
+    match &task.guard {
+        Some(guard) => push::give_back_started(tx, guard, &task.receipt.id),
+        None => Ok(()),
+    }
+}
+
 /// Hands one ready task to the node, unless it has expired.
-fn take(tx: &mut Tx<'_>, demand: &Demand, node: i64, queue: &QueueName, seq: i64) -> Result<Option<Claimed>, Fault> {
+pub(crate) fn take(
+    tx: &mut Tx<'_>,
+    demand: &Demand,
+    node: i64,
+    queue: &QueueName,
+    seq: i64,
+) -> Result<Option<Claimed>, Fault> {
     let mut select = tx.prepare(
         "SELECT id, queue, name, priority, rank, fence, attempt, enqueued_at, expires, body, \
-         guard IS NULL AND keep IS NULL FROM windlass_task WHERE seq = ?1",
+         guard IS NULL AND keep IS NULL, guard, memo FROM windlass_task WHERE seq = ?1",
     )?;
     let mut rows = select.query([seq])?;
     let row = rows.next()?.ok_or_else(|| Fault::damaged("index of ready tasks", format_args!("no task {seq}")))?;
@@ -227,9 +257,10 @@ fn take(tx: &mut Tx<'_>, demand: &Demand, node: i64, queue: &QueueName, seq: i64
     tx.count(row.get(1)?, Some(State::Ready), Some(State::Running));
     tx.execute(
         "UPDATE windlass_task SET state = 2, at = ?2, node = ?3, started_at = ?4, fence = ?5, attempt = ?6, \
-         progress = NULL WHERE seq = ?1",
+         progress = NULL, waits_for = NULL WHERE seq = ?1",
         params![seq, lease_until(tx, demand), node, tx.now_micros(), task.receipt.fence, task.attempt],
     )?;
+    started(tx, &task)?;
     Ok(Some(task))
 }
 
@@ -245,12 +276,13 @@ fn large_body(tx: &Tx<'_>, seq: i64) -> Result<String, Fault> {
 pub(crate) struct PreparedRenewal {
     receipt: Receipt,
     progress: Option<String>,
+    memo: Option<String>,
 }
 
 impl PreparedRenewal {
     pub(crate) fn of(renewal: &Renewal) -> Self {
         let progress = renewal.progress.as_ref().map(|progress| to_json(&progress.shortened()));
-        Self { receipt: renewal.receipt.clone(), progress }
+        Self { receipt: renewal.receipt.clone(), progress, memo: renewal.memo.clone() }
     }
 }
 
@@ -272,5 +304,8 @@ pub(crate) fn renew(tx: &mut Tx<'_>, renewal: &PreparedRenewal, lease: Duration)
         "UPDATE windlass_task SET at = ?2, progress = coalesce(?3, progress) WHERE seq = ?1",
         params![place, (tx.now + lease).as_micros(), renewal.progress],
     )?;
+    if let Some(lines) = &renewal.memo {
+        tx.execute("UPDATE windlass_task SET memo = coalesce(memo, '') || ?2 WHERE seq = ?1", params![place, lines])?;
+    }
     Ok(if cancelled { Renewed::Cancelled } else { Renewed::Held })
 }

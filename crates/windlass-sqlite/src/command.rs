@@ -2,9 +2,10 @@
 
 use rusqlite::{OptionalExtension, params};
 use windlass_core::backend::{COMMAND_MAX, Commanded, Order, TaskAction};
+use windlass_core::memo::{Line, MEMO_BYTES_MAX};
 use windlass_core::state::rank;
 use windlass_core::view::{Cursor, Filter};
-use windlass_core::{NodeId, QueueName, State, TaskId, TaskName, Verdict};
+use windlass_core::{Json, NodeId, QueueName, SignalName, State, TaskId, TaskName, Verdict};
 
 use crate::errors::Fault;
 use crate::fleet;
@@ -92,7 +93,30 @@ fn act(tx: &mut Tx<'_>, seq: i64, action: &TaskAction) -> Result<bool, Fault> {
             tx.wake(held.queue);
             Ok(true)
         }
+        TaskAction::Signal { name, value } => signal(tx, seq, name, value),
     }
+}
+
+/// Adds a signal to a memo that has room for it, and makes a task ready that waits for it.
+fn signal(tx: &mut Tx<'_>, seq: i64, name: &SignalName, value: &Json) -> Result<bool, Fault> {
+    let line = Line::Signal { signal: name.clone(), value: value.clone() }.to_text();
+    let held = settle::held_at(tx, seq)?;
+    let mut select = tx.prepare(
+        "SELECT length(CAST(coalesce(memo, '') AS BLOB)), waits_for IS NOT NULL AND waits_for = ?2 \
+         FROM windlass_task WHERE seq = ?1",
+    )?;
+    let (bytes, awaited): (i64, bool) =
+        select.query_row(params![seq, name.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if bytes as usize + line.len() > MEMO_BYTES_MAX {
+        return Ok(false);
+    }
+    tx.execute("UPDATE windlass_task SET memo = coalesce(memo, '') || ?2 WHERE seq = ?1", params![seq, line])?;
+    if awaited && held.state == State::Scheduled {
+        make_ready(tx, seq)?;
+        tx.count(held.queue, Some(State::Scheduled), Some(State::Ready));
+        tx.wake(held.queue);
+    }
+    Ok(true)
 }
 
 fn cancel(tx: &mut Tx<'_>, seq: i64) -> Result<bool, Fault> {
@@ -139,7 +163,10 @@ fn make_ready(tx: &Tx<'_>, seq: i64) -> Result<(), Fault> {
     let level: i64 =
         tx.prepare("SELECT priority FROM windlass_task WHERE seq = ?1")?.query_row([seq], |row| row.get(0))?;
     let rank = rank(priority_of(level)?, tx.now);
-    tx.execute("UPDATE windlass_task SET state = ?2, at = 0, rank = ?3 WHERE seq = ?1", [seq, READY, rank])?;
+    tx.execute(
+        "UPDATE windlass_task SET state = ?2, at = 0, rank = ?3, waits_for = NULL WHERE seq = ?1",
+        [seq, READY, rank],
+    )?;
     Ok(())
 }
 

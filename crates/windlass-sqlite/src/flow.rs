@@ -25,7 +25,7 @@ pub(crate) struct PreparedFollow {
     stranded: Vec<NewTask>,
     cause: Option<Failure>,
     groups: Vec<PreparedGroup>,
-    arrive: Option<Arrival>,
+    arrive: Vec<Arrival>,
 }
 
 impl PreparedFollow {
@@ -41,7 +41,7 @@ impl PreparedFollow {
 
     /// About how many rows it changes.
     pub(crate) fn rows(&self) -> usize {
-        self.push.len() + self.stranded.len() + self.groups.len() + usize::from(self.arrive.is_some())
+        self.push.len() + self.stranded.len() + self.groups.len() + self.arrive.len()
     }
 }
 
@@ -64,10 +64,11 @@ fn one_step(tx: &mut Tx<'_>, follow: &PreparedFollow) -> Result<Vec<Follow>, Fau
     for task in &follow.stranded {
         push::strand(tx, task, follow.cause.as_ref())?;
     }
-    match &follow.arrive {
-        Some(arrival) => arrive(tx, arrival),
-        None => Ok(Vec::new()),
+    let mut next = Vec::new();
+    for arrival in &follow.arrive {
+        next.extend(arrive(tx, arrival)?);
     }
+    Ok(next)
 }
 
 struct Group {

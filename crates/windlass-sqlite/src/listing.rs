@@ -188,7 +188,10 @@ fn few_source(filter: &Filter) -> String {
              WHERE state IN ({states}) AND state <> 1 AND forget_at IS NULL \
              UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_forget \
              WHERE forget_at IS NOT NULL AND state IN ({states}) \
-             UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_ready WHERE state = 1 AND 1 IN ({states})"
+             UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_ready \
+             WHERE state = 1 AND key IS NULL AND 1 IN ({states}) \
+             UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_keyed \
+             WHERE state = 1 AND key IS NOT NULL AND 1 IN ({states})"
         )
     };
     format!("(SELECT seq AS place FROM ({places}) ORDER BY place DESC) p CROSS JOIN windlass_task t ON t.seq = p.place")

@@ -2,6 +2,7 @@
 //!
 //! Bodies are encoded by the task that calls, not by the writer thread.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
@@ -10,15 +11,21 @@ use windlass_core::envelope::Unique;
 use windlass_core::flow::{NewGroup, stranded_verdict};
 use windlass_core::state::rank;
 use windlass_core::{
-    DeadReason, Due, Envelope, Failure, Key, Priority, QueueName, State, TaskId, TaskName, Timestamp, Verdict,
+    Args, DeadReason, Due, Envelope, Failure, Key, OnConflict, Priority, QueueName, State, TaskId, TaskName, Timestamp,
+    UniqueHold, Verdict,
 };
 
 use crate::errors::Fault;
+use crate::rows;
 use crate::rows::{Id, id_of, micros, reason_code, state_code, to_json};
+use crate::settle;
 use crate::tx::Tx;
 
 /// A body over this many bytes is kept beside its task: half a page, so that a task's row never overflows one.
 pub(crate) const INLINE_BYTES_MAX: usize = 2_048;
+
+/// The end of a key that is taken until its task starts.
+const UNTIL_STARTED: Timestamp = Timestamp::MAX;
 
 /// An envelope as it is stored.
 #[derive(Debug)]
@@ -35,11 +42,17 @@ pub(crate) struct NewTask {
     unique: Option<Unique>,
     workflow: Option<TaskId>,
     has_flow: bool,
+    /// What a task that it replaces gets; empty when it replaces none.
+    args: Args,
+    headers: BTreeMap<String, String>,
 }
 
 impl NewTask {
     pub(crate) fn of(envelope: &Envelope) -> Self {
+        let replaces = envelope.unique.as_ref().is_some_and(|unique| unique.on_conflict != OnConflict::Keep);
         Self {
+            args: if replaces { envelope.args.clone() } else { Args::none() },
+            headers: if replaces { envelope.headers.clone() } else { BTreeMap::new() },
             id: envelope.id.clone(),
             name: envelope.name.clone(),
             queue: envelope.queue.clone(),
@@ -91,9 +104,81 @@ pub(crate) fn push(tx: &mut Tx<'_>, task: &NewTask) -> Result<Pushed, Fault> {
             return Ok(Pushed::Exists(task.id.clone()));
         }
         if let Some(holder) = holder_of(tx, unique)? {
-            return Ok(Pushed::Exists(holder));
+            return replace(tx, task, unique, holder);
         }
     }
+    if let Some(limit) = tx.rules()?.length(&task.queue) {
+        let queue = tx.queue(&task.queue)?;
+        if tx.waiting(queue)? >= limit {
+            let known = place_of(tx, &task.id)?.is_some();
+            return Ok(if known { Pushed::Exists(task.id.clone()) } else { Pushed::Full { limit } });
+        }
+    }
+    store(tx, task)
+}
+
+/// The limit of the first queue that has no room for all tasks of a push.
+pub(crate) fn full_for(tx: &mut Tx<'_>, tasks: &[NewTask]) -> Result<Option<u64>, Fault> {
+    let rules = tx.rules()?;
+    if rules.is_empty() {
+        return Ok(None);
+    }
+    let mut wanted: HashMap<&QueueName, u64> = HashMap::new();
+    for task in tasks {
+        *wanted.entry(&task.queue).or_default() += 1;
+    }
+    for (name, wanted) in wanted {
+        let Some(limit) = rules.length(name) else { continue };
+        let queue = tx.queue(name)?;
+        if tx.waiting(queue)? + wanted > limit {
+            return Ok(Some(limit));
+        }
+    }
+    Ok(None)
+}
+
+/// Does what the unique key of a new task says about the one that has it.
+fn replace(tx: &mut Tx<'_>, task: &NewTask, unique: &Unique, holder: TaskId) -> Result<Pushed, Fault> {
+    if unique.on_conflict == OnConflict::Keep {
+        return Ok(Pushed::Exists(holder));
+    }
+    let Some(held) = settle::held_under(tx, &holder)? else { return Ok(Pushed::Exists(holder)) };
+    let Some(mut record) = rows::record_at(tx.db, held.seq)? else { return Ok(Pushed::Exists(holder)) };
+    if !matches!(record.state, State::Scheduled | State::Ready) {
+        return Ok(Pushed::Exists(holder));
+    }
+    let due = unique.due_of_replacement(task.due, record.due_at, record.enqueued_at, tx.now).instant(tx.now);
+    let mut select = tx.prepare("SELECT rank FROM windlass_task WHERE seq = ?1")?;
+    let old_rank: i64 = select.query_row([held.seq], |row| row.get(0))?;
+    let ready_at = match unique.on_conflict {
+        OnConflict::Debounce => due.unwrap_or(tx.now),
+        OnConflict::Keep | OnConflict::Replace => rows::ready_at(old_rank, record.envelope.priority),
+    };
+    record.envelope.args = task.args.clone();
+    record.envelope.headers = task.headers.clone();
+    record.envelope.priority = task.priority;
+    let body = record.envelope.to_body();
+    let inline = Some(&body).filter(|body| body.len() <= INLINE_BYTES_MAX);
+    let state = if due.is_some() { State::Scheduled } else { State::Ready };
+    tx.execute(
+        "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, priority = ?5, body = ?6 WHERE seq = ?1",
+        params![
+            held.seq,
+            state_code(state),
+            due.map_or(0, Timestamp::as_micros),
+            rank(task.priority, ready_at),
+            task.priority.level(),
+            inline,
+        ],
+    )?;
+    store_body(tx, held.seq, &body)?;
+    held.count_change(tx, state)?;
+    tx.wake(held.queue);
+    Ok(Pushed::Replaced(holder))
+}
+
+/// Stores a task whose unique key is free.
+fn store(tx: &mut Tx<'_>, task: &NewTask) -> Result<Pushed, Fault> {
     let (state, at, rank) = task.beginning(tx.now);
     let Some(queue) = insert(tx, task, state, at, rank)? else { return Ok(Pushed::Exists(task.id.clone())) };
     if let Some(unique) = &task.unique {
@@ -109,7 +194,10 @@ pub(crate) fn push(tx: &mut Tx<'_>, task: &NewTask) -> Result<Pushed, Fault> {
 /// is revived and ready, as it is pushed now.
 pub(crate) fn push_following(tx: &mut Tx<'_>, task: &NewTask) -> Result<(), Fault> {
     let Some(place) = place_of(tx, &task.id)? else {
-        push(tx, task)?;
+        // What follows is never refused for want of room.
+        if task.unique.as_ref().map(|unique| holder_of(tx, unique)).transpose()?.flatten().is_none() {
+            store(tx, task)?;
+        }
         return Ok(());
     };
     if !(place.state == state_code(State::Dead) && place.reason == Some(reason_code(DeadReason::Upstream))) {
@@ -251,7 +339,25 @@ pub(crate) fn holder_of(tx: &Tx<'_>, unique: &Unique) -> Result<Option<TaskId>, 
 
 /// Takes a unique key that is free, or whose window has ended.
 pub(crate) fn take(tx: &Tx<'_>, unique: &Unique, id: &TaskId) -> Result<(), Fault> {
-    take_until(tx, unique, id, unique.window.map(|window| tx.now + window))
+    take_until(tx, unique, id, taken_until(unique, tx.now))
+}
+
+/// Until when a key is taken by a task that was pushed then; `None`: until it has ended.
+pub(crate) fn taken_until(unique: &Unique, pushed_at: Timestamp) -> Option<Timestamp> {
+    match (unique.window, unique.hold) {
+        (Some(window), _) => Some(pushed_at + window),
+        (None, UniqueHold::Started) => Some(UNTIL_STARTED),
+        (None, UniqueHold::Ended) => None,
+    }
+}
+
+/// Gives back a key that was taken until the start of its task.
+pub(crate) fn give_back_started(tx: &Tx<'_>, key: &str, id: &TaskId) -> Result<(), Fault> {
+    tx.execute(
+        "DELETE FROM windlass_taken WHERE key = ?1 AND id = ?2 AND until = ?3",
+        params![key, Id(id), UNTIL_STARTED.as_micros()],
+    )?;
+    Ok(())
 }
 
 /// The same with the end of its window.

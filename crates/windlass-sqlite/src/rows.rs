@@ -144,7 +144,7 @@ pub(crate) fn micros(duration: Duration) -> i64 {
 pub(crate) const RECORD: &str = "\
 SELECT t.seq, t.id, n.name, q.name, t.priority, t.state, t.at, t.attempt, t.crashes, t.enqueued_at, t.started_at, \
 (SELECT w.id FROM windlass_node w WHERE w.number = t.node), t.cancel, t.reason, t.skipped, t.progress, t.failure, t.history, t.result, \
-coalesce(t.body, (SELECT l.body FROM windlass_large l WHERE l.seq = t.seq)) \
+coalesce(t.body, (SELECT l.body FROM windlass_large l WHERE l.seq = t.seq)), t.memo, t.waits_for \
 FROM windlass_task t CROSS JOIN windlass_queue q ON q.id = t.queue CROSS JOIN windlass_name n ON n.id = t.name ";
 
 /// A record with its place in the order of insertion.
@@ -195,6 +195,11 @@ pub(crate) fn record(row: &Row<'_>) -> Result<(i64, Record), Fault> {
             reason: row.get::<_, Option<i64>>(13)?.map(reason_of).transpose()?,
             failure,
             history: json_column(row, 17, "history")?.unwrap_or_default(),
+            memo: row.get::<_, Option<String>>(20)?.unwrap_or_default(),
+            waits_for: optional_text(row, 21)?
+                .filter(|_| state == State::Scheduled)
+                .map(|name| parse("signal name", name))
+                .transpose()?,
         },
     ))
 }

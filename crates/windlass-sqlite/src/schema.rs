@@ -12,7 +12,7 @@
 //! | state | `at` | index |
 //! |---|---|---|
 //! | 0 scheduled | due | `moment` |
-//! | 1 ready | - | `ready`: by queue, name and rank; paused names are never walked over |
+//! | 1 ready | - | `ready`: by queue, name and rank; paused names are never walked over. With a key: `keyed`, by queue, key, name and rank |
 //! | 2 running | the lease ends | `moment` |
 //! | 3 parked | parked since | `moment` |
 //! | 4 succeeded, 5 dead, 6 cancelled, 7 expired | ended | `moment`: pruning walks it from the old end; `forget` when the task says itself how long it is kept |
@@ -31,7 +31,7 @@ use windlass_core::StoreError;
 use crate::errors::Fault;
 
 /// The version that this program writes and reads.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// One step from a version to the next, applied in one transaction.
 struct Migration {
@@ -41,7 +41,10 @@ struct Migration {
 }
 
 /// `MIGRATIONS[n]` leads from version n to n + 1. Published ones never change.
-const MIGRATIONS: [Migration; SCHEMA_VERSION as usize] = [Migration { what: "create the tables", sql: CREATE }];
+const MIGRATIONS: [Migration; SCHEMA_VERSION as usize] = [
+    Migration { what: "create the tables", sql: CREATE },
+    Migration { what: "add limits, turns of keys, memos and notes", sql: SHARE },
+];
 
 const CREATE: &str = "
 CREATE TABLE windlass_meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -151,6 +154,31 @@ CREATE TABLE windlass_node (
 CREATE INDEX windlass_node_beat ON windlass_node (beat_at);
 CREATE TABLE windlass_order (number INTEGER PRIMARY KEY, node TEXT NOT NULL, what TEXT NOT NULL, slots INTEGER) STRICT;
 CREATE INDEX windlass_order_node ON windlass_order (node);
+";
+
+/// Ready tasks with a key leave the index of those without: a claim then finds the next key, and the names of a key, by a
+/// seek each, and a queue without keys is walked as before.
+const SHARE: &str = "
+ALTER TABLE windlass_task ADD COLUMN memo TEXT;       -- lines that only grow
+ALTER TABLE windlass_task ADD COLUMN waits_for TEXT;  -- the signal that a scheduled task waits for
+ALTER TABLE windlass_queue ADD COLUMN turn_key TEXT;  -- whose turn it is; NULL: tasks without a key
+ALTER TABLE windlass_queue ADD COLUMN turn_left INTEGER NOT NULL DEFAULT 0;
+DROP INDEX windlass_task_ready;
+CREATE INDEX windlass_task_ready ON windlass_task (queue, name, rank) WHERE state = 1 AND key IS NULL;
+CREATE INDEX windlass_task_keyed ON windlass_task (queue, key, name, rank) WHERE state = 1 AND key IS NOT NULL;
+CREATE TABLE windlass_limit (subject TEXT PRIMARY KEY, rule TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE windlass_hold (gate TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE windlass_gate (gate TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE windlass_note (
+    space TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    PRIMARY KEY (space, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX windlass_note_expires ON windlass_note (expires);
+INSERT INTO windlass_meta VALUES ('note_version', 0);
 ";
 
 /// The migrations that a file needs.

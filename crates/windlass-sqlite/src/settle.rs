@@ -2,12 +2,14 @@
 //!
 //! 1. is the receipt the newest?   2. did somebody cancel the task meanwhile?   3. change the row   4. apply what follows
 
+use std::time::Duration;
+
 use rusqlite::{OptionalExtension, params};
 use windlass_core::backend::{Receipt, Settled, Settlement};
 use windlass_core::flow::{self, Follow};
 use windlass_core::state::{Spent, rank};
 use windlass_core::view::{AttemptRecord, remember_attempt};
-use windlass_core::{DeadReason, Failure, NodeId, State, TaskId, Timestamp, Verdict};
+use windlass_core::{DeadReason, Failure, NodeId, SignalName, State, TaskId, Timestamp, Verdict};
 
 use crate::errors::Fault;
 use crate::flow::{PreparedFollow, apply};
@@ -100,6 +102,10 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settle
             )?;
             move_to(tx, &held, state)?;
         }
+        Verdict::Awaits { signal, seen, at_most } => {
+            note_attempt(tx, &held, &settled.verdict)?;
+            await_signal(tx, &held, signal, *seen, *at_most)?;
+        }
         Verdict::Released | Verdict::Parked => {
             // Back to its old place; the attempt was none.
             let state = settled.verdict.state();
@@ -116,6 +122,33 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settle
         }
     }
     Ok(Settlement::Applied)
+}
+
+/// Puts a task aside until a signal comes, unless one has come that its holder has not seen.
+fn await_signal(
+    tx: &mut Tx<'_>,
+    held: &Held,
+    signal: &SignalName,
+    seen: usize,
+    at_most: Duration,
+) -> Result<(), Fault> {
+    let mut select =
+        tx.prepare("SELECT priority, length(CAST(coalesce(memo, '') AS BLOB)) FROM windlass_task WHERE seq = ?1")?;
+    let (priority, bytes): (i64, i64) = select.query_row([held.seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let came = bytes as usize > seen || at_most.is_zero();
+    let state = if came { State::Ready } else { State::Scheduled };
+    let ready_at = if came { tx.now } else { tx.now + at_most };
+    tx.execute(
+        "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, crashes = 0, waits_for = ?5 WHERE seq = ?1",
+        params![
+            held.seq,
+            state_code(state),
+            ready_at.as_micros(),
+            rank(priority_of(priority)?, ready_at),
+            Some(signal.as_str()).filter(|_| !came),
+        ],
+    )?;
+    move_to(tx, held, state)
 }
 
 /// Ends a plain task that succeeded with one statement. Answers whether it was that.
@@ -144,7 +177,7 @@ fn settle_plainly(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<bool, Fau
 fn note_attempt(tx: &Tx<'_>, held: &Held, verdict: &Verdict) -> Result<(), Fault> {
     let failure = match verdict {
         Verdict::Again { failure, .. } => failure.as_ref(),
-        Verdict::Released | Verdict::Parked => None,
+        Verdict::Awaits { .. } | Verdict::Released | Verdict::Parked => None,
         Verdict::Succeeded { .. } | Verdict::Dead { .. } | Verdict::Cancelled | Verdict::Expired => {
             unreachable!("such a verdict ends the task")
         }
@@ -227,7 +260,12 @@ pub(crate) fn end(tx: &mut Tx<'_>, held: &Held, verdict: &Verdict) -> Result<(),
                 history = Some(with_attempt(tx, held.seq, failure)?);
             }
         }
-        Verdict::Cancelled | Verdict::Expired | Verdict::Again { .. } | Verdict::Released | Verdict::Parked => {}
+        Verdict::Cancelled
+        | Verdict::Expired
+        | Verdict::Again { .. }
+        | Verdict::Awaits { .. }
+        | Verdict::Released
+        | Verdict::Parked => {}
     }
     let forget_at = held.keep.filter(|_| held.is_kept_apart(state)).map(|keep| tx.now_micros().saturating_add(keep));
     if why.is_none() && forget_at.is_none() && skip.is_none() && !held.cancel {

@@ -12,6 +12,7 @@ use windlass_core::time::Leases;
 use windlass_core::{DeadReason, NodeId, State, Timestamp, Verdict};
 
 use crate::errors::Fault;
+use crate::limits;
 use crate::rows::{READY, id_of, priority_of, state_code, to_json};
 use crate::settle::{self, Held};
 use crate::tx::Tx;
@@ -37,6 +38,7 @@ pub(crate) fn tick(tx: &mut Tx<'_>, node: &NodeId, leases: Leases) -> Result<Tic
     let ended = ended + expire_late(tx)? + end_parked(tx)?;
     let pruned = prune(tx)?;
     forget(tx)?;
+    limits::forget(tx)?;
     shrink(tx)?;
     Ok(Ticked {
         rescued,

@@ -5,7 +5,7 @@ use windlass_core::flow::NewGroup;
 use windlass_core::state::rank;
 use windlass_core::transfer::{PARCEL_GROUPS_MAX, PARCEL_TASKS_MAX, Parcel, Parcelled, ParcelledGroup};
 use windlass_core::view::Record;
-use windlass_core::{Due, GroupId, Json, State, TaskId, Timestamp};
+use windlass_core::{Due, GroupId, Json, SignalName, State, TaskId, Timestamp};
 
 use crate::errors::Fault;
 use crate::flow::policy_of;
@@ -153,7 +153,8 @@ fn import_task(tx: &mut Tx<'_>, task: &NewTask, record: &Record, ready_at: Times
     let history = (!record.history.is_empty()).then(|| to_json(&record.history));
     tx.execute(
         "UPDATE windlass_task SET attempt = ?2, crashes = ?3, enqueued_at = ?4, started_at = ?5, node = ?6, reason = ?7, \
-         skipped = ?8, progress = ?9, failure = ?10, history = ?11, result = ?12, forget_at = ?13 WHERE seq = ?1",
+         skipped = ?8, progress = ?9, failure = ?10, history = ?11, result = ?12, forget_at = ?13, \
+         memo = ?14, waits_for = ?15 WHERE seq = ?1",
         params![
             seq,
             record.attempt,
@@ -168,14 +169,17 @@ fn import_task(tx: &mut Tx<'_>, task: &NewTask, record: &Record, ready_at: Times
             history,
             record.result.as_ref().map(Json::as_str),
             keep.map(|keep| at.as_micros().saturating_add(micros(keep))),
+            Some(&record.memo).filter(|memo| !memo.is_empty()),
+            record.waits_for.as_ref().map(SignalName::as_str),
         ],
     )?;
     if state.is_final() && state != State::Dead && keep.is_none() {
         tx.keep(1)?;
     }
     if let Some(unique) = &record.envelope.unique {
-        let until = unique.window.map(|window| record.enqueued_at + window);
-        let wanted = until.map_or(!state.is_final(), |until| until > tx.now);
+        let until = push::taken_until(unique, record.enqueued_at);
+        let lives = !state.is_final();
+        let wanted = if unique.window.is_some() { until.is_some_and(|until| until > tx.now) } else { lives };
         if wanted && push::holder_of(tx, unique)?.is_none() {
             push::take_until(tx, unique, &record.envelope.id, until)?;
         }

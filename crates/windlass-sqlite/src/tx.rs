@@ -3,8 +3,10 @@
 //! Changes of the counts, the newest `seq`, and whom to wake are collected here and flushed once, just before the commit.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
+use windlass_core::limit::Rules;
 use windlass_core::view::Retention;
 use windlass_core::{NodeId, QueueName, State, TaskId, TaskName, Timestamp};
 
@@ -30,6 +32,10 @@ pub(crate) struct Memory {
     nodes: Words<NodeId>,
     /// What is paused, as far as this thread knows; forgotten when another process has written.
     paused: Option<Paused>,
+    /// The limits and holds, in the same way.
+    pub(crate) rules: Option<Arc<Rules>>,
+    /// When the claim at work could take more, by the gates that it found shut.
+    pub(crate) opens_at: Option<Timestamp>,
     pub(crate) transaction: Pending,
 }
 
@@ -47,9 +53,19 @@ pub(crate) struct Pending {
     pub(crate) woken: BTreeSet<i64>,
     /// Whether every waiting claim should look again.
     pub(crate) wake_all: bool,
+    /// Whether a task stopped running: others may have waited for that.
+    pub(crate) released: bool,
     /// Tasks that ended; collected only while somebody waits for one.
     pub(crate) ended: Vec<TaskId>,
     pub(crate) collect_ended: bool,
+}
+
+impl Pending {
+    /// How many tasks more wait in a queue than its counters say.
+    pub(crate) fn waiting_more(&self, queue: i64) -> i64 {
+        let states = [State::Scheduled, State::Ready, State::Parked].map(|state| rows::state_code(state) as usize);
+        self.counts.get(&queue).map_or(0, |counts| states.iter().map(|state| counts[*state]).sum())
+    }
 }
 
 /// What is paused.
@@ -92,6 +108,7 @@ impl Memory {
     /// Another process has written.
     pub(crate) fn others_wrote(&mut self) {
         self.paused = None;
+        self.rules = None;
     }
 
     /// The transaction was rolled back: nothing that it learned is true.
@@ -262,6 +279,7 @@ impl<'a> Tx<'a> {
 
     /// The same for several tasks of one queue.
     pub(crate) fn count_many(&mut self, queue: i64, from: Option<State>, to: Option<State>, tasks: i64) {
+        self.memory.transaction.released |= from == Some(State::Running);
         let counts = self.memory.transaction.counts.entry(queue).or_default();
         if let Some(from) = from
             && (!from.is_final() || from == State::Dead)

@@ -23,7 +23,7 @@ use crate::errors::Fault;
 use crate::log_watch::{Heard, LogWatch, Waker};
 use crate::rows::Id;
 use crate::{Alive, Shared};
-use crate::{claim, file, tx};
+use crate::{claim, file, turns, tx};
 
 /// How long after a write the lookout looks, and how long after the last look at least: whoever writes into the log has not
 /// committed yet, and several writes are one commit.
@@ -312,6 +312,9 @@ impl Lookout {
             let Some(number) = tx::queue_number(&self.db, queue)? else { continue };
             if paused.queues.contains(&number) {
                 continue;
+            }
+            if turns::has_keys(&self.db, number)? {
+                return Ok(true);
             }
             for name in claim::ready_names(&self.db, number)? {
                 if paused.names.contains(&name) {

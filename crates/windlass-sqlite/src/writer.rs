@@ -271,6 +271,9 @@ impl Thread {
         }
         tick::keep_within_maximum(&mut tx).map_err(Failed::OnTheWay)?;
         tx.flush().map_err(Failed::OnTheWay)?;
+        if tx.memory.transaction.released && tx.rules().map_err(Failed::OnTheWay)?.count_running() {
+            tx.memory.transaction.wake_all = true;
+        }
         let mut woken = Vec::new();
         for queue in std::mem::take(&mut tx.memory.transaction.woken) {
             woken.push(tx.queue_word(queue).map_err(Failed::OnTheWay)?);

@@ -80,7 +80,10 @@ fn a_newer_file_names_both_versions_and_says_to_upgrade() {
 #[test]
 fn migrations_are_shown_applied_once_or_refused() {
     let place = place();
-    assert_eq!(SqliteStore::pending(&place.file).unwrap().steps, ["create the tables"]);
+    assert_eq!(
+        SqliteStore::pending(&place.file).unwrap().steps,
+        ["create the tables", "add limits, turns of keys, memos and notes"]
+    );
     assert!(!place.file.exists(), "looking changes nothing");
     assert_eq!(SqliteStore::migrate(&place.file).unwrap(), SCHEMA_VERSION as usize);
     assert_eq!(SqliteStore::migrate(&place.file).unwrap(), 0);

@@ -42,15 +42,17 @@ pub enum EnqueueError {
     /// in this schema: run `windlass migrate up`.
     #[error("the database refused the task: {0}")]
     Database(#[from] sqlx_core::Error),
-    /// The store holds an id that no version of ours wrote.
-    #[error("the store holds a damaged task id: {0}")]
+    /// The store holds an id or a limit that no version of ours wrote.
+    #[error("the store is damaged: {0}")]
     Damaged(String),
 }
 
 /// Stores a task in the caller's transaction, in the schema [`SCHEMA`].
 ///
-/// A task whose id or unique key is taken is [`Pushed::Exists`]. When another open transaction has just taken the key, this
-/// waits for the end of that.
+/// A task whose id or unique key is taken is [`Pushed::Exists`], and the first one stays as it is, whatever
+/// [`OnConflict`](windlass_core::OnConflict) says: replacing is done by the client and by `windlass_postgres::push_in`. A task
+/// for which its queue has no place is [`Pushed::Full`]. When another open transaction has just taken the key, or has pushed
+/// into a queue that has a length, this waits for the end of that.
 ///
 /// # Errors
 /// [`EnqueueError`].
@@ -100,6 +102,13 @@ pub async fn enqueue_in(
         .bind(envelope.to_body())
         .fetch_one(connection)
         .await?;
+    // An id has no spaces.
+    if let Some(limit) = holder.as_deref().and_then(|holder| holder.strip_prefix("full ")) {
+        return match limit.parse() {
+            Ok(limit) => Ok(Pushed::Full { limit }),
+            Err(_) => Err(EnqueueError::Damaged(format!("the limit `{limit}` of a queue"))),
+        };
+    }
     match holder {
         None => Ok(Pushed::Stored),
         Some(holder) => match TaskId::new(&holder) {

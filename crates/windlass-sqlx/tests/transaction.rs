@@ -7,6 +7,7 @@ use sqlx_core::query::query;
 use sqlx_core::sql_str::AssertSqlSafe;
 use sqlx_postgres::{PgConnectOptions, PgConnection};
 use windlass_core::backend::{Backend, Pushed};
+use windlass_core::limit::{Limit, LimitChange, Rule};
 use windlass_core::view::{Filter, Page};
 use windlass_core::{Args, Due, Envelope, QueueName, State, TaskName, Unique, UniqueKey};
 use windlass_postgres::{Options, PostgresStore};
@@ -81,7 +82,7 @@ async fn a_task_never_was_when_its_transaction_rolls_back() {
 async fn a_taken_id_and_a_taken_key_are_answered_with_who_has_them() {
     let (_store, schema) = store().await;
     let mut connection = connection().await;
-    let unique = || Some(Unique { key: UniqueKey::known("k"), window: None });
+    let unique = || Some(Unique::new(UniqueKey::known("k")));
     let first = Envelope { unique: unique(), ..task() };
     assert_eq!(enqueue_in(&mut connection, &schema, &first).await.expect("enqueued"), Pushed::Stored);
     assert_eq!(enqueue_in(&mut connection, &schema, &first).await.expect("asked"), Pushed::Exists(first.id.clone()));
@@ -97,4 +98,22 @@ async fn a_schema_that_is_none_is_refused() {
     assert!(matches!(refused, Err(EnqueueError::Schema(_))), "{refused:?}");
     let refused = enqueue_in(&mut connection, "no_such_schema", &task()).await;
     assert!(matches!(refused, Err(EnqueueError::Database(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_a_task() {
+    let (store, schema) = store().await;
+    let limit = Limit {
+        subject: "queue:default".parse().expect("a subject"),
+        rule: Rule { length: Some(1), ..Rule::default() },
+    };
+    store.limit(&LimitChange::Set(limit)).await.expect("a limit");
+    let mut connection = connection().await;
+    let first = task();
+    assert_eq!(enqueue_in(&mut connection, &schema, &first).await.expect("enqueued"), Pushed::Stored);
+    assert_eq!(enqueue_in(&mut connection, &schema, &task()).await.expect("asked"), Pushed::Full { limit: 1 });
+    let again = enqueue_in(&mut connection, &schema, &first).await.expect("asked");
+    assert_eq!(again, Pushed::Exists(first.id.clone()), "it is there already");
+    assert_eq!(tasks(&store).await.len(), 1);
+    forget(&schema).await;
 }

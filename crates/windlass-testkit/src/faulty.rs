@@ -11,6 +11,8 @@ use windlass_core::backend::{
     Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
     Settled, Settlement, StoreError, Ticked,
 };
+use windlass_core::limit::{LimitChange, LimitsView};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass_core::{NodeId, TaskId};
@@ -223,6 +225,18 @@ impl Backend for FaultyStore {
 
     async fn schedule(&self, change: &ScheduleChange) -> Result<ScheduleChanged, StoreError> {
         self.through(|| self.store.schedule(change)).await
+    }
+
+    async fn limits(&self) -> Result<LimitsView, StoreError> {
+        self.through(|| self.store.limits()).await
+    }
+
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
+        self.through(|| self.store.limit(change)).await
+    }
+
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
+        self.through(|| self.store.note(ask)).await
     }
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {

@@ -10,6 +10,8 @@ use windlass_core::backend::{
     Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
     Settled, Settlement, StoreError, Ticked,
 };
+use windlass_core::limit::{LimitChange, LimitsView};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass_core::{NodeId, TaskId};
@@ -129,6 +131,18 @@ impl Backend for PatientStore {
 
     async fn schedule(&self, change: &ScheduleChange) -> Result<ScheduleChanged, StoreError> {
         Ok(self.ask(|| self.0.schedule(change)).await?.0)
+    }
+
+    async fn limits(&self) -> Result<LimitsView, StoreError> {
+        Ok(self.ask(|| self.0.limits()).await?.0)
+    }
+
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
+        Ok(self.ask(|| self.0.limit(change)).await?.0)
+    }
+
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
+        Ok(self.ask(|| self.0.note(ask)).await?.0)
     }
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {

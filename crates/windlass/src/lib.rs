@@ -50,5 +50,7 @@ pub mod prelude {
     pub use windlass_core::schedule::{cron, every};
     pub use windlass_core::worker::{Settings, Shutdown, ShutdownStep, Worker};
     pub use windlass_core::workflow::{chain, group};
-    pub use windlass_core::{App, Client, Cx, Key, NodeId, Priority, QueueName, Secret, State, Task, TaskError};
+    pub use windlass_core::{
+        App, Batch, BatchCx, Client, Cx, Item, Key, NodeId, Priority, QueueName, Secret, State, Task, TaskError,
+    };
 }

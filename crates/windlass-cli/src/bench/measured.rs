@@ -11,6 +11,8 @@ use windlass::backend::{
     Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged, Settled,
     Settlement, Ticked,
 };
+use windlass::limit::{LimitChange, LimitsView};
+use windlass::note::{NoteAnswer, NoteAsk};
 use windlass::transfer::{Transfer, Transferred};
 use windlass::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass::{Backend, NodeId, StoreError, TaskId};
@@ -135,6 +137,18 @@ impl Backend for Measured {
 
     async fn schedule(&self, change: &ScheduleChange) -> Result<ScheduleChanged, StoreError> {
         self.asked().schedule(change).await
+    }
+
+    async fn limits(&self) -> Result<LimitsView, StoreError> {
+        self.asked().limits().await
+    }
+
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
+        self.asked().limit(change).await
+    }
+
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
+        self.asked().note(ask).await
     }
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {

@@ -63,7 +63,7 @@ pub(crate) async fn run(global: &Global, args: Args, program: Program) -> Outcom
     });
     let mut settings = settings_of(&context.loaded.config.worker, node, Role::All);
     add_own_queues(&mut settings.queues, context.program.definitions().map(|definition| &definition.options.queue));
-    run_node(context, backend, settings, shutdown).await?;
+    run_node(context, backend, settings, shutdown, None).await?;
     match reload {
         // It has ended by itself only when it saw a change.
         Some(watching) if watching.is_finished() => start_again(&program_file),

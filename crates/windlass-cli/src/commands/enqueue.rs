@@ -130,7 +130,7 @@ impl TaskOptions {
             // As the client does: keys of different tasks never meet.
             let key = UniqueKey::new(format!("{}:{key}", envelope.name))
                 .map_err(|error| Problem::usage(error, "choose a shorter `--unique` key"))?;
-            envelope.unique = Some(Unique { key, window: self.unique_for });
+            envelope.unique = Some(Unique { window: self.unique_for, ..Unique::new(key) });
         }
         if let Some(key) = &self.key {
             envelope.key = Some(key.clone());
@@ -185,6 +185,11 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     let (id, fresh) = match pushed {
         Pushed::Stored => (own, true),
         Pushed::Exists(other) => (other, false),
+        Pushed::Replaced(other) => {
+            context.out.say("a task with this unique key waits: it has got the new arguments");
+            (other, true)
+        }
+        Pushed::Full { limit } => return Err(windlass::PushError::Full { queue, limit }.into()),
     };
     if !fresh {
         context.out.say("a task with this id or unique key is there already: nothing was stored");

@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::json;
 use crate::output::{Cell, Column, Listing, Row, Tone, ago};
+use crate::supervisor::{CHILDREN_MAX, is_supervisor};
 
 /// Look at running workers and give them orders
 #[derive(Debug, Clone, clap::Args)]
@@ -18,6 +19,7 @@ EXAMPLES
   windlass node ls
   windlass node quiet w1@host
   windlass node resize w1@host --slots 32
+  windlass node resize w1@host --processes 4
   windlass node stop w1@host")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -65,16 +67,20 @@ EXAMPLES
   windlass node stop w1@host
   windlass node stop --all --yes")]
     Stop(Nodes),
-    /// Run this many tasks at once
+    /// Run this many tasks at once, or, of a supervisor, this many processes
     #[command(after_help = "\
 EXAMPLES
-  windlass node resize w1@host --slots 32")]
+  windlass node resize w1@host --slots 32
+  windlass node resize w1@host --processes 4")]
     Resize {
         #[command(flatten)]
         nodes: Nodes,
-        /// How many
+        /// How many tasks a worker runs at once
+        #[arg(long, value_name = "COUNT", required_unless_present = "processes", conflicts_with = "processes")]
+        slots: Option<usize>,
+        /// How many processes share the work of a supervisor
         #[arg(long, value_name = "COUNT")]
-        slots: usize,
+        processes: Option<usize>,
     },
 }
 
@@ -113,16 +119,35 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         Command::Quiet(nodes) => order(context, nodes, Order::Quiet, "told to take no more tasks").await,
         Command::Resume(nodes) => order(context, nodes, Order::Resume, "told to take tasks again").await,
         Command::Stop(nodes) => order(context, nodes, Order::Stop, "told to stop").await,
-        Command::Resize { nodes, slots } => {
-            if slots > SLOTS_MAX {
-                return Err(Problem::usage(
-                    format_args!("{slots} slots are more than a node can have"),
-                    format_args!("choose up to {SLOTS_MAX}, or start another node"),
-                ));
-            }
-            order(context, nodes, Order::Resize(slots), "told to resize").await
-        }
+        Command::Resize { nodes, slots, processes } => resize(context, nodes, slots, processes).await,
     }
+}
+
+async fn resize(context: &Context, wanted: Nodes, slots: Option<usize>, processes: Option<usize>) -> Outcome {
+    let (count, max, what) = match (slots, processes) {
+        (_, Some(processes)) => (processes, CHILDREN_MAX, "processes"),
+        (slots, None) => (slots.unwrap_or_default(), SLOTS_MAX, "slots"),
+    };
+    if count > max {
+        return Err(Problem::usage(
+            format_args!("{count} {what} are more than a node can have"),
+            format_args!("choose up to {max}, or start another node"),
+        ));
+    }
+    let nodes = context.store().await?.nodes().await?;
+    // The same number would mean something else to the other kind.
+    let mistaken = |node: &&Node| wanted.ids.contains(&node.info.id) && is_supervisor(node) != processes.is_some();
+    if let Some(node) = nodes.iter().find(mistaken) {
+        let (is, has) =
+            if is_supervisor(node) { ("a supervisor", "--processes") } else { ("no supervisor", "--slots") };
+        let id = &node.info.id;
+        return Err(Problem::usage(
+            format_args!("node `{id}` is {is}"),
+            format_args!("write `windlass node resize {id} {has} {count}`"),
+        ));
+    }
+    let same_kind = move |node: &Node| is_supervisor(node) == processes.is_some();
+    order_some(context, wanted, same_kind, Order::Resize(count), "told to resize").await
 }
 
 /// What a node does, as one word with its colour.
@@ -199,10 +224,22 @@ fn unknown(id: &NodeId, nodes: &[Node]) -> Problem {
 }
 
 async fn order(context: &Context, wanted: Nodes, order: Order, told: &str) -> Outcome {
+    order_some(context, wanted, |_| true, order, told).await
+}
+
+/// When every node is meant, it is every node that this holds for.
+async fn order_some(
+    context: &Context,
+    wanted: Nodes,
+    meant: impl Fn(&Node) -> bool,
+    order: Order,
+    told: &str,
+) -> Outcome {
     let backend = context.store().await?;
     let nodes = backend.nodes().await?;
     let ids: Vec<NodeId> = if wanted.all {
-        let ids: Vec<NodeId> = nodes.iter().filter(|node| node.alive).map(|node| node.info.id.clone()).collect();
+        let ids: Vec<NodeId> =
+            nodes.iter().filter(|node| node.alive && meant(node)).map(|node| node.info.id.clone()).collect();
         let agreed = if wanted.yes { crate::context::Agreed::Already } else { crate::context::Agreed::Ask };
         let question = format!("{} will be {told}.", crate::output::plural(ids.len() as u64, "node"));
         crate::context::confirm(&question, agreed)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use windlass::backend::Pushed;
 use windlass::view::{Node, Record};
 use windlass::worker::{Settings, Shutdown, ShutdownStep, Worker};
 use windlass::{Backend, Client, Clock, ConnectOptions, Envelope, Location, NodeId, SystemClock, TaskName, WaitError};
@@ -66,12 +67,14 @@ fn works_on(node: &Node, task: &Envelope) -> bool {
 }
 
 async fn wait_for(client: &Client, task: Envelope, wait: WaitFor) -> Result<Record, Problem> {
+    let queue = task.queue.clone();
     let Some((own, pushed)) = client.push(vec![task]).await?.pop() else {
         return Err(Problem::new(Exit::Failed, "the store answered nothing", "run `windlass doctor`"));
     };
     let id = match pushed {
-        windlass::backend::Pushed::Stored => own,
-        windlass::backend::Pushed::Exists(other) => other,
+        Pushed::Stored => own,
+        Pushed::Exists(other) | Pushed::Replaced(other) => other,
+        Pushed::Full { limit } => return Err(windlass::PushError::Full { queue, limit }.into()),
     };
     let record = client.watch_all(std::slice::from_ref(&id), wait.timeout).await?.pop();
     record.ok_or_else(|| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use windlass::config::{Loaded, WorkerConfig};
-use windlass::worker::{Schedules, Settings, Shutdown, Worker};
+use windlass::worker::{Schedules, Settings, Shutdown, Why, Worker};
 use windlass::{Backend, NodeId, QueueName, Registry, event};
 
 use crate::args::{Cli, Command, Global};
@@ -16,6 +16,7 @@ use crate::probes::Probes;
 use crate::program::Program;
 use crate::settings::{self, Override, shown_store};
 use crate::signals::Signals;
+use crate::supervisor::{self, Place, Tether};
 
 /// The heaviest queue, when earlier queues come first.
 const WEIGHT_FIRST: u32 = windlass::worker::WEIGHT_MAX;
@@ -23,7 +24,8 @@ const WEIGHT_FIRST: u32 = windlass::worker::WEIGHT_MAX;
 /// Run tasks until told to stop
 ///
 /// TERM or INT finishes what runs, a second one gives it back at once; TSTP or USR1 takes no more tasks and stays; USR2
-/// logs what runs.
+/// logs what runs. With --processes a supervisor starts that many workers and replaces those that end: a task that does
+/// not give its thread back at its hard limit costs one of them, and TTIN and TTOU add and take away one.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
@@ -31,12 +33,15 @@ EXAMPLES
   windlass worker -Q email=3,default -c 8            three of four times email first
   windlass worker --name w1@%h --grace 1m --schedules
   windlass worker --listen 127.0.0.1:9100            probes and metrics
+  windlass worker --processes 4 -c 8 --memory-max 512MiB --recycle-tasks 10000
   windlass worker --store sqlite:/var/lib/app/tasks.db")]
 pub(crate) struct Args {
     #[command(flatten)]
     node: NodeFlags,
     #[command(flatten)]
     work: WorkFlags,
+    #[command(flatten)]
+    processes: ProcessFlags,
     /// Also fire schedules; any number of workers may
     #[arg(long)]
     schedules: bool,
@@ -65,6 +70,8 @@ pub(crate) struct AllArgs {
     node: NodeFlags,
     #[command(flatten)]
     work: WorkFlags,
+    #[command(flatten)]
+    processes: ProcessFlags,
 }
 
 /// Flags of every role.
@@ -79,6 +86,43 @@ pub(crate) struct NodeFlags {
     /// Stop when standard input closes: the process that started this one has ended
     #[arg(long, hide = true)]
     exit_with_stdin: bool,
+    /// Which child of a supervisor this is
+    #[arg(long, hide = true, requires = "child_name", value_parser = clap::value_parser!(u16).range(1..))]
+    child_number: Option<u16>,
+    /// The name of this child in the fleet
+    #[arg(long, hide = true, requires = "child_number")]
+    child_name: Option<NodeId>,
+}
+
+/// Flags of roles that may be several processes. Each overrides a key of the configuration.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct ProcessFlags {
+    /// Work in this many processes under a supervisor, each with slots of its own [config: worker.processes]
+    #[arg(long, value_name = "COUNT", help_heading = "Isolation")]
+    processes: Option<String>,
+    /// Replace a process after so many tasks [config: worker.recycle_tasks]
+    #[arg(long, value_name = "COUNT", help_heading = "Isolation")]
+    recycle_tasks: Option<String>,
+    /// Replace a process that uses so much memory, when its tasks have ended [config: worker.recycle_memory]
+    #[arg(long, value_name = "SIZE", help_heading = "Isolation")]
+    recycle_memory: Option<String>,
+    /// End a process that uses so much memory; what it runs has failed [config: worker.memory_max]
+    #[arg(long, value_name = "SIZE", help_heading = "Isolation")]
+    memory_max: Option<String>,
+}
+
+impl ProcessFlags {
+    fn overrides(&self) -> Vec<Override> {
+        [
+            Override::of("worker.processes", "--processes", self.processes.as_ref()),
+            Override::of("worker.recycle_tasks", "--recycle-tasks", self.recycle_tasks.as_ref()),
+            Override::of("worker.recycle_memory", "--recycle-memory", self.recycle_memory.as_ref()),
+            Override::of("worker.memory_max", "--memory-max", self.memory_max.as_ref()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
 }
 
 /// Flags of roles that run tasks. Each overrides a key of the configuration.
@@ -103,8 +147,15 @@ pub(crate) struct WorkFlags {
 
 impl NodeFlags {
     fn overrides(&self) -> Vec<Override> {
-        let name = Override::of("worker.node", "--name", self.name.as_ref());
+        let name = match &self.child_name {
+            Some(name) => Override::of("worker.node", "--child-name", Some(name)),
+            None => Override::of("worker.node", "--name", self.name.as_ref()),
+        };
         name.into_iter().chain(Override::of("worker.listen", "--listen", self.listen.as_ref())).collect()
+    }
+
+    fn place(&self) -> Option<Place> {
+        Some(Place { number: self.child_number?, node: self.child_name.clone()? })
     }
 
     fn parent(&self) -> Parent {
@@ -140,50 +191,105 @@ pub(crate) enum Role {
 
 /// How many threads the runtime of a role gets; `None` for one that runs no tasks.
 pub(crate) fn threads(cli: &Cli) -> Result<Option<usize>, Problem> {
-    let work = match &cli.command {
-        Command::Worker(args) => &args.work,
-        Command::All(args) => &args.work,
-        Command::Dev(args) => &args.work,
+    let load = |overrides| Ok(settings::load(&settings::sources(&cli.global, overrides))?.config.worker);
+    let (node, work, processes) = match &cli.command {
+        Command::Worker(args) => (&args.node, &args.work, &args.processes),
+        Command::All(args) => (&args.node, &args.work, &args.processes),
+        Command::Dev(args) => return load(args.work.overrides()).map(|config| Some(config.threads)),
         Command::Scheduler(_) => return Ok(Some(1)),
         _ => return Ok(None),
     };
-    Ok(Some(settings::load(&settings::sources(&cli.global, work.overrides()))?.config.worker.threads))
+    let config = load([work.overrides(), processes.overrides()].concat())?;
+    let supervises = config.processes > 0 && node.place().is_none();
+    // One hears the children, one may wait for the store.
+    Ok(Some(if supervises { 2 } else { config.threads }))
 }
 
 pub(crate) async fn worker(global: &Global, args: Args, program: Program) -> Outcome {
-    let mut overrides = [args.node.overrides(), args.work.overrides()].concat();
-    let parent = args.node.parent();
+    let mut overrides = [args.node.overrides(), args.work.overrides(), args.processes.overrides()].concat();
     if args.schedules {
         overrides.extend(Override::of("worker.schedules", "--schedules", Some(&true)));
     }
-    start(Context::new(global, overrides, program)?, Role::Worker, parent).await
+    start(Context::new(global, overrides, program)?, Role::Worker, &args.node).await
 }
 
 pub(crate) async fn scheduler(global: &Global, args: SchedulerArgs, program: Program) -> Outcome {
-    start(Context::new(global, args.node.overrides(), program)?, Role::Scheduler, args.node.parent()).await
+    start(Context::new(global, args.node.overrides(), program)?, Role::Scheduler, &args.node).await
 }
 
 pub(crate) async fn all(global: &Global, args: AllArgs, program: Program) -> Outcome {
-    let overrides = [args.node.overrides(), args.work.overrides()].concat();
-    start(Context::new(global, overrides, program)?, Role::All, args.node.parent()).await
+    let overrides = [args.node.overrides(), args.work.overrides(), args.processes.overrides()].concat();
+    start(Context::new(global, overrides, program)?, Role::All, &args.node).await
 }
 
 /// Runs a node until it is told to stop.
-async fn start(context: Context, role: Role, parent: Parent) -> Outcome {
-    let node = node_name(context.loaded.config.worker.node.as_ref())?;
+async fn start(context: Context, role: Role, flags: &NodeFlags) -> Outcome {
+    let config = &context.loaded.config.worker;
+    let node = node_name(config.node.as_ref())?;
     start_logs(&context, &node);
+    match (flags.place(), role) {
+        (Some(place), _) => return start_child(context, role, place).await,
+        (None, Role::Worker | Role::All) if config.processes > 0 => {
+            return supervisor::run(&context.loaded, node).await;
+        }
+        (None, _) => warn_of_idle_limits(config),
+    }
     let mut signals = Signals::catch();
     let Some(backend) = signals.unless_stopped(context.store_of_node()).await.transpose()? else {
         return Ok(Exit::Ok);
     };
     let shutdown = Shutdown::new();
-    if parent == Parent::HoldsStdin {
+    if flags.parent() == Parent::HoldsStdin {
         parent::end_with_stdin(shutdown.clone());
     }
     let stops = signals.heed(Arc::clone(&backend), node.clone(), shutdown.clone());
     let settings = settings_of(&context.loaded.config.worker, node, role);
-    run_node(context, backend, settings, shutdown).await?;
+    run_node(context, backend, settings, shutdown, None).await?;
     Ok(stops.exit())
+}
+
+/// Runs a child of a supervisor: a node that may end its process for the sake of one handler.
+async fn start_child(mut context: Context, role: Role, place: Place) -> Outcome {
+    let shutdown = Shutdown::new();
+    let tether = Arc::new(Tether::take(&context.loaded.config.worker, shutdown.clone())?);
+    let mut signals = Signals::catch();
+    let Some(backend) = signals.unless_stopped(open_apart(&context)).await.transpose()? else {
+        return Ok(Exit::Ok);
+    };
+    let stops = signals.heed(Arc::clone(&backend), place.node.clone(), shutdown.clone());
+    let config = &mut context.loaded.config.worker;
+    config.listen = config.listen.map(|first| place.listen(first));
+    let settings = settings_of(config, place.node, role);
+    match run_node(context, backend, settings, shutdown, Some(tether)).await? {
+        Why::Told => Ok(stops.exit()),
+        Why::Stuck => Ok(Exit::Stuck),
+        Why::OutOfMemory => Ok(Exit::OutOfMemory),
+    }
+}
+
+/// Opens the store on a thread of its own: drivers that work in the background would otherwise do so on the threads of
+/// handlers, and when all of these are blocked nobody could settle what blocks them.
+async fn open_apart(context: &Context) -> Result<Arc<dyn Backend>, Problem> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name("windlass-store".to_owned())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    let loaded = context.loaded.clone();
+    let opening = handle.spawn(async move { settings::open(&loaded, settings::Missing::Create).await });
+    opening.await.map_err(|error| {
+        Problem::new(Exit::Failed, format_args!("the store's thread has ended: {error}"), "please report it")
+    })?
+}
+
+/// Limits that only a supervisor keeps are no limits without one.
+fn warn_of_idle_limits(config: &WorkerConfig) {
+    if config.recycle_tasks > 0 || config.recycle_memory.is_some() || config.memory_max.is_some() {
+        tracing::warn!(
+            event = "limits_not_kept",
+            "`worker.recycle_tasks`, `worker.recycle_memory` and `worker.memory_max` need `--processes`: nobody keeps them"
+        );
+    }
 }
 
 /// Log lines of a node are its data.
@@ -198,7 +304,8 @@ pub(crate) async fn run_node(
     backend: Arc<dyn Backend>,
     settings: Settings,
     shutdown: Shutdown,
-) -> Result<(), Problem> {
+    tether: Option<Arc<Tether>>,
+) -> Result<Why, Problem> {
     let Context { loaded, program, .. } = context;
     let registry = program.build().await?;
     say_hello(&loaded, &backend, &settings, &registry).await?;
@@ -210,6 +317,9 @@ pub(crate) async fn run_node(
     if let Some(probes) = probes {
         worker = worker.listener(probes);
     }
+    if let Some(tether) = tether {
+        worker = worker.listener(Arc::clone(&tether)).guard(tether);
+    }
     let ended = worker.start(shutdown).await.map_err(|error| {
         Problem::new(Exit::Failed, format_args!("the engine's thread cannot be started: {error}"), "see `ulimit -u`")
     })?;
@@ -220,7 +330,7 @@ pub(crate) async fn run_node(
             "nothing is lost: their leases run out, then other workers run them again",
         ));
     }
-    Ok(())
+    Ok(ended.why)
 }
 
 /// Says once what an operator wants to know of a node that starts.

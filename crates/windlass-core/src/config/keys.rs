@@ -17,6 +17,11 @@ const SLOTS_AT_LEAST: usize = 16;
 const SLOTS_MAX: u64 = 1_000;
 /// A weight is a share, not a priority: beyond this the lighter queues would hardly ever be asked.
 const WEIGHT_MAX: u32 = 100;
+/// A process is a whole worker with connections of its own.
+const PROCESSES_MAX: u64 = 256;
+/// Less than a worker takes that has nothing to do would be a loop of processes that begin and end.
+const MEMORY_MIN: u64 = 32 << 20;
+const MEMORY_MAX: u64 = 1 << 44;
 const NEVER_WAITS: Duration = Duration::ZERO;
 const TEN_YEARS: Duration = duration("3650d");
 
@@ -100,6 +105,32 @@ pub static KEYS: &[Key<Config>] = &[
                 Ok(())
             },
         },
+    ),
+    key(
+        "worker.processes",
+        "How many processes share the work under a supervisor, each with slots and threads of its own; with 0 it is done in this process.",
+        Kind::Count { min: 0, max: PROCESSES_MAX, set: |config, count| config.worker.processes = count as usize },
+    )
+    .preset("0"),
+    key(
+        "worker.recycle_tasks",
+        "After how many tasks a process of a supervisor is replaced by a fresh one; never with 0.",
+        Kind::Count { min: 0, max: 1_000_000_000_000, set: |config, count| config.worker.recycle_tasks = count },
+    )
+    .preset("0"),
+    key(
+        "worker.recycle_memory",
+        "With how much resident memory a process of a supervisor is replaced by a fresh one, once its tasks have ended.",
+        Kind::Bytes {
+            min: MEMORY_MIN,
+            max: MEMORY_MAX,
+            set: |config, bytes| config.worker.recycle_memory = Some(bytes),
+        },
+    ),
+    key(
+        "worker.memory_max",
+        "How much resident memory a process of a supervisor may use: beyond it what runs in it has failed, and it ends.",
+        Kind::Bytes { min: MEMORY_MIN, max: MEMORY_MAX, set: |config, bytes| config.worker.memory_max = Some(bytes) },
     ),
     key(
         "client.deadline",

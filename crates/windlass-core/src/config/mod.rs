@@ -105,6 +105,14 @@ pub struct WorkerConfig {
     pub schedules: bool,
     /// Where probes and metrics are answered; nowhere when it is `None`.
     pub listen: Option<std::net::SocketAddr>,
+    /// How many processes share the work under a supervisor; with 0 the work is done in this process.
+    pub processes: usize,
+    /// After how many tasks such a process is replaced; never with 0.
+    pub recycle_tasks: u64,
+    /// From how many bytes of memory on such a process is replaced; never when it is `None`.
+    pub recycle_memory: Option<u64>,
+    /// The most bytes of memory that such a process may use; any when it is `None`.
+    pub memory_max: Option<u64>,
 }
 
 /// How this process talks to the store.
@@ -183,6 +191,10 @@ impl Config {
                 node: None,
                 schedules: false,
                 listen: None,
+                processes: 0,
+                recycle_tasks: 0,
+                recycle_memory: None,
+                memory_max: None,
             },
             client: ClientConfig { deadline: Duration::ZERO },
             retention: Retention::default(),

@@ -43,7 +43,10 @@ fn example(key: &Key<Config>) -> &'static str {
         "tasks.http.user_agent" => "courier/2 (mail)",
         "tasks.http.signing_key" => "hunter2",
         "tasks.http.max_response_bytes" => "2MiB",
-        "worker.slots" | "worker.threads" | "retention.finished_max" => "77",
+        "worker.recycle_memory" | "worker.memory_max" => "400MiB",
+        "worker.slots" | "worker.threads" | "worker.processes" | "worker.recycle_tasks" | "retention.finished_max" => {
+            "77"
+        }
         _ if key.shape() == "true or false" => "true",
         _ => "1m17s",
     }
@@ -63,6 +66,8 @@ fn without_any_source_there_are_the_defaults() {
     assert_eq!(config.worker.node, None);
     assert!(!config.worker.schedules);
     assert_eq!(config.worker.listen, None);
+    assert_eq!((config.worker.processes, config.worker.recycle_tasks), (0, 0));
+    assert_eq!((config.worker.recycle_memory, config.worker.memory_max), (None, None));
     assert_eq!(config.client.deadline, duration("5s"));
     assert_eq!(config.retention, Retention::default());
     assert_eq!(config.log, LogConfig { level: "info".to_owned(), format: LogFormat::Auto });

@@ -55,7 +55,7 @@ fn a_chord_starts_its_body_with_the_joined_results() {
     assert_eq!(names(&started.push), ["b", "c"]);
     let created = started.groups.remove(0);
     assert_eq!(created.size, 2);
-    let arrived = follow(&started.push[1], &ok("7")).arrive.unwrap();
+    let arrived = follow(&started.push[1], &ok("7")).arrive.remove(0);
     assert_eq!(arrived.member, Member { group: created.id.clone(), index: 1 });
     assert_eq!(arrived.outcome.unwrap().as_str(), "7");
     let body = created.after.complete(join(FailurePolicy::All, [Ok("6"), Ok("7")])).push.remove(0);
@@ -77,7 +77,7 @@ fn a_group_inside_of_a_group_reports_to_the_outer_one() {
     let started = follow(&first, &ok("0"));
     let inner_started = follow(&started.push[0], &ok("1"));
     assert_eq!(names(&inner_started.push), ["x", "y"]);
-    let arrived = inner_started.groups[0].after.clone().complete(Json::trusted("[1,2]")).arrive.unwrap();
+    let arrived = inner_started.groups[0].after.clone().complete(Json::trusted("[1,2]")).arrive.remove(0);
     assert_eq!(arrived.member, Member { group: started.groups[0].id.clone(), index: 0 });
 }
 
@@ -85,6 +85,7 @@ fn a_group_inside_of_a_group_reports_to_the_outer_one() {
 fn a_step_that_gives_up_starts_the_error_handlers_and_fails_its_group() {
     let member = Member { group: GroupId::random(), index: 0 };
     let flow = Flow {
+        joins: Vec::new(),
         then: vec![Step::Task(Box::new(task("b")))],
         otherwise: vec![task("mend")],
         member: Some(member.clone()),
@@ -93,7 +94,7 @@ fn a_step_that_gives_up_starts_the_error_handlers_and_fails_its_group() {
     let follow = follow(&first, &dead());
     assert_eq!(names(&follow.push), ["mend"]);
     assert_eq!(follow.push[0].input.as_ref().unwrap().as_str(), r#"{"class":"x","message":"broken"}"#);
-    assert_eq!(follow.arrive.unwrap().member, member);
+    assert_eq!(follow.arrive[0].member, member);
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn what_comes_after_the_deepest_workflow_survives_storage() {
 
 #[test]
 fn a_step_with_a_unique_key_is_refused() {
-    let unique = crate::Unique { key: crate::UniqueKey::known("k"), window: None };
+    let unique = crate::Unique::new(crate::UniqueKey::known("k"));
     let step = Step::Task(Box::new(Envelope { unique: Some(unique), ..task("b") }));
     assert!(matches!(chain(vec![step]).check(Timestamp::MIN), Err(InvalidEnvelope::Flow(_))));
 }

@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::executor::{self, Finished};
+use super::guard::{Advice, Process, Why};
 use super::{Settings, ShutdownStep};
 use crate::backend::{BATCH_MAX, Claim, Demand, Renewal, Renewed, Settled, Settlement, Ticked};
 use crate::call::{Call, StopReason, Surroundings};
@@ -53,7 +54,7 @@ const CLAIM_WAIT: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(5);
 /// A handler that still runs this long after its hard limit blocks its thread; the dispatcher speaks for it.
-const OVERDUE: Duration = Duration::from_secs(1);
+pub(super) const OVERDUE: Duration = Duration::from_secs(1);
 /// Nothing more is claimed while this many attempts wait to be settled.
 const UNSETTLED_MAX: usize = 2 * BATCH_MAX;
 /// Names that this node does not know, as far as it remembers them.
@@ -78,6 +79,8 @@ pub(crate) enum Event {
     },
     Ticked(Result<Ticked, StoreError>),
     Beaten(Result<(), StoreError>),
+    /// What the guard of the process has seen.
+    Looked(Advice),
     /// The time that [`Dispatcher::wake_at`] named has come.
     Woken,
     Shutdown(ShutdownStep),
@@ -144,6 +147,7 @@ enum Ending {
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     settings: Settings,
+    process: Process,
     surroundings: Arc<Surroundings>,
     registry: Arc<Registry>,
     info: NodeInfo,
@@ -174,6 +178,11 @@ pub(crate) struct Dispatcher {
     /// When a worker that stops asks its handlers to end, and when it leaves whatever happens.
     ask_at: Option<Instant>,
     leave_at: Option<Instant>,
+    why: Why,
+    /// Whether the last beat waits for the answer to the one before.
+    farewell_waits: bool,
+    /// Attempts that have ended on blocking threads which go on, and when these must be free. Only in a process of its own.
+    threads: Vec<(Arc<Call>, Instant)>,
     dice: fastrand::Rng,
 }
 
@@ -214,12 +223,17 @@ impl Backoff {
 impl Dispatcher {
     pub(crate) fn new(
         settings: Settings,
+        process: Process,
         surroundings: Arc<Surroundings>,
         registry: Arc<Registry>,
         info: NodeInfo,
         now: Instant,
     ) -> Self {
         Self {
+            process,
+            why: Why::Told,
+            farewell_waits: false,
+            threads: Vec::new(),
             phase: NodePhase::Running,
             slots: settings.slots,
             busy: 0,
@@ -254,11 +268,12 @@ impl Dispatcher {
         let mut effects = Vec::new();
         match event {
             Event::Claimed(answer) => self.claimed(answer, now, &mut effects),
-            Event::Finished(finished) => self.finished(finished),
+            Event::Finished(finished) => self.finished(finished, now),
             Event::Settled { batch, answer } => self.settled(batch, answer, now, &mut effects),
             Event::Renewed { slots, answer } => self.renewed(&slots, answer, now, &mut effects),
             Event::Ticked(answer) => self.ticked(answer, now, &mut effects),
             Event::Beaten(answer) => self.beaten(answer, now, &mut effects),
+            Event::Looked(advice) => self.looked(advice, now, &mut effects),
             Event::Woken => {}
             Event::Shutdown(step) => self.shut_down(step, now, &mut effects),
         }
@@ -359,7 +374,8 @@ impl Dispatcher {
                 self.held.len() - 1
             });
             let call = Arc::new(Call::new(claim, slot, started_at, Arc::clone(&self.surroundings)));
-            let overdue_at = now + executor::hard_limit(&call, &self.registry) + OVERDUE;
+            let overdue_at = now + executor::hard_limit(&call, &self.registry) + self.process.overdue();
+            self.watch_at = self.watch_at.min(overdue_at);
             let mut held = Held {
                 call: Arc::clone(&call),
                 handler: Handler::Running,
@@ -385,11 +401,16 @@ impl Dispatcher {
         }
     }
 
-    fn finished(&mut self, finished: Vec<Finished>) {
+    fn finished(&mut self, finished: Vec<Finished>, now: Instant) {
         for Finished { call, verdict, follow, ran } in finished {
             let slot = call.slot;
             let Some(held) = self.held[slot].as_mut().filter(|held| Arc::ptr_eq(&held.call, &call)) else { continue };
             held.handler = Handler::Gone;
+            if self.process == Process::Own && call.has_thread() {
+                let free_at = now + self.process.overdue();
+                self.watch_at = self.watch_at.min(free_at);
+                self.threads.push((Arc::clone(&call), free_at));
+            }
             self.busy -= 1;
             if verdict == Verdict::Parked
                 && !self.except.contains(&call.envelope.name)
@@ -456,14 +477,14 @@ impl Dispatcher {
         debug_assert_eq!(settlements.len(), batch.settled.len(), "one answer for each");
         for ((settled, (slot, ran)), settlement) in batch.settled.into_iter().zip(batch.places).zip(settlements) {
             let Some(held) = self.held[slot].as_mut() else { continue };
+            let (verdict, settlement) = match held.call.completed_with() {
+                // The application has settled it in a transaction of its own.
+                Some(completed) if settlement == Settlement::Stale => (completed, Settlement::Applied),
+                Some(_) | None => (settled.verdict, settlement),
+            };
             self.info.finished += 1;
-            self.info.failed += u64::from(!matches!(settled.verdict, Verdict::Succeeded { .. }));
-            effects.push(Effect::Tell(Told::Settled {
-                call: Arc::clone(&held.call),
-                verdict: settled.verdict,
-                ran,
-                settlement,
-            }));
+            self.info.failed += u64::from(!matches!(verdict, Verdict::Succeeded { .. }));
+            effects.push(Effect::Tell(Told::Settled { call: Arc::clone(&held.call), verdict, ran, settlement }));
             held.ending = Ending::Over;
             if held.handler == Handler::Gone {
                 self.forget(slot);
@@ -496,8 +517,22 @@ impl Dispatcher {
         self.settings.lease
     }
 
+    /// How many handlers run at once, at most.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    pub(crate) fn phase(&self) -> NodePhase {
+        self.phase
+    }
+
     pub(crate) fn node(&self) -> &NodeId {
         &self.surroundings.node
+    }
+
+    /// Why this node leaves, once it does.
+    pub(crate) fn why(&self) -> Why {
+        self.why
     }
 
     /// How many attempts this node holds that are not settled; what is left when it leaves in spite of that.

@@ -28,7 +28,7 @@ use crate::middleware::Next;
 use crate::registry::{Entry, Registry, panic_text};
 use crate::retry::{self, Attempt, Outcome, RetryPolicy};
 use crate::state::Verdict;
-use crate::task::HARD_LIMIT_DEFAULT;
+use crate::task::{Definition, HARD_LIMIT_DEFAULT};
 
 /// A batch that has taken this long hands over what it has and lets others have the thread.
 const INLINE_MAX: Duration = Duration::from_micros(200);
@@ -114,7 +114,7 @@ pub(crate) async fn run(call: Arc<Call>, registry: Arc<Registry>) -> Finished {
     let outcome = if call.envelope.expires.is_some_and(|expires| expires <= call.now()) {
         Outcome::Expired
     } else {
-        let (soft, hard) = limits(&call, entry);
+        let (soft, hard) = limits(&call, entry.definition());
         let running = chain(Arc::clone(&call), Arc::clone(&registry));
         Limited { call: Arc::clone(&call), running, started, soft, hard, timer: None }.await
     };
@@ -132,15 +132,15 @@ fn chain(call: Arc<Call>, registry: Arc<Registry>) -> BoxFuture<'static, Outcome
 }
 
 /// The soft and hard limit of an attempt.
-fn limits(call: &Call, entry: &Entry) -> (Option<Duration>, Duration) {
-    let options = &entry.definition().options;
+pub(crate) fn limits(call: &Call, definition: &Definition) -> (Option<Duration>, Duration) {
+    let options = &definition.options;
     let hard = call.envelope.hard_limit.unwrap_or(options.hard_limit);
     (call.envelope.soft_limit.or(options.soft_limit).filter(|soft| *soft < hard), hard)
 }
 
 /// The hard limit that the dispatcher enforces for handlers that block their thread.
 pub(crate) fn hard_limit(call: &Call, registry: &Registry) -> Duration {
-    registry.entry(&call.envelope.name).map_or(HARD_LIMIT_DEFAULT, |entry| limits(call, entry).1)
+    registry.entry(&call.envelope.name).map_or(HARD_LIMIT_DEFAULT, |entry| limits(call, entry.definition()).1)
 }
 
 fn policy<'e>(call: &Call, entry: &'e Entry) -> std::borrow::Cow<'e, RetryPolicy> {
@@ -170,7 +170,7 @@ pub(crate) fn decide_for(call: Arc<Call>, registry: &Registry, outcome: Outcome,
 }
 
 fn decided(call: Arc<Call>, policy: &RetryPolicy, outcome: Outcome, ran: Duration) -> Finished {
-    let outcome = within_limits(as_asked(&call, outcome));
+    let outcome = within_limits(not_committed(&call, as_asked(&call, outcome)));
     let now = call.now();
     let attempt = Attempt { number: call.attempt, enqueued_at: call.enqueued_at, now, dice: fastrand::f64() };
     let verdict = retry::decide(policy, attempt, outcome);
@@ -185,6 +185,17 @@ fn as_asked(call: &Call, outcome: Outcome) -> Outcome {
         (Some(StopReason::Shutdown), Outcome::Error(TaskError::Failed(_) | TaskError::Retry { .. })) => {
             Outcome::Released
         }
+        _ => outcome,
+    }
+}
+
+/// A handler that ends its task in a transaction of its own has ended it there, and nothing is left to be settled; this is
+/// what is recorded when it has not.
+fn not_committed(call: &Call, outcome: Outcome) -> Outcome {
+    match &outcome {
+        Outcome::Done(_) if call.completed_with().is_some() => Outcome::Error(
+            TaskError::failed("the transaction that completes the task was not committed").class("not_committed"),
+        ),
         _ => outcome,
     }
 }
@@ -221,6 +232,7 @@ impl Future for Limited {
         if let Some(outcome) = this.dropped() {
             return Poll::Ready(outcome);
         }
+        this.call.stop.begin();
         match catch_unwind(AssertUnwindSafe(|| this.running.poll_unpin(context))) {
             Ok(Poll::Ready(outcome)) => return Poll::Ready(outcome),
             Ok(Poll::Pending) => {}

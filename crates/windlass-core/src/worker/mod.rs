@@ -9,6 +9,7 @@
 
 mod dispatcher;
 mod executor;
+mod guard;
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -30,6 +31,9 @@ use crate::view::{NodeInfo, NodePhase};
 use crate::{Clock, NodeId, QueueName, StoreError, SystemClock};
 use dispatcher::{Dispatcher, Effect, Event};
 use executor::Done;
+pub(crate) use executor::limits;
+use guard::Process;
+pub use guard::{Advice, Guard, LOOK_EVERY, Why};
 
 /// The most handlers that one worker runs at once.
 pub const SLOTS_MAX: usize = 10_000;
@@ -144,6 +148,7 @@ pub struct Worker {
     settings: Settings,
     clock: Arc<dyn Clock>,
     listeners: Vec<Arc<dyn Listener>>,
+    guard: Option<Arc<dyn Guard>>,
     host: String,
 }
 
@@ -156,6 +161,7 @@ impl Worker {
             settings,
             clock: Arc::new(SystemClock),
             listeners: Vec::new(),
+            guard: None,
             host: String::new(),
         }
     }
@@ -171,6 +177,13 @@ impl Worker {
     #[must_use]
     pub fn listener(mut self, listener: impl Listener + 'static) -> Self {
         self.listeners.push(Arc::new(listener));
+        self
+    }
+
+    /// Lets the worker end for the sake of a single handler, because it has its process to itself. See [`Guard`].
+    #[must_use]
+    pub fn guard(mut self, guard: Arc<dyn Guard>) -> Self {
+        self.guard = Some(guard);
         self
     }
 
@@ -211,7 +224,8 @@ impl Worker {
             PUSH_DEADLINE,
         );
         let node = self.settings.node.clone();
-        let surroundings = Arc::new(Surroundings { node, client, clock: Arc::clone(&self.clock) });
+        let lease = self.settings.lease;
+        let surroundings = Arc::new(Surroundings { node, client, clock: Arc::clone(&self.clock), lease });
         let info = NodeInfo {
             id: self.settings.node.clone(),
             host: self.host,
@@ -240,7 +254,8 @@ impl Worker {
         // tidy: allow(unbounded): it holds at most one claim, settle, renewal, tick and beat at once
         let (events, inbox) = mpsc::unbounded_channel();
         let now = tokio::time::Instant::now();
-        let dispatcher = Dispatcher::new(self.settings, surroundings, Arc::clone(&self.registry), info, now);
+        let process = if self.guard.is_some() { Process::Own } else { Process::Shared };
+        let dispatcher = Dispatcher::new(self.settings, process, surroundings, Arc::clone(&self.registry), info, now);
         let engine = Engine {
             backend: self.backend,
             registry: self.registry,
@@ -250,6 +265,8 @@ impl Worker {
             events,
             inbox,
             listeners,
+            guard: self.guard,
+            look_at: now,
             next_slot,
             stop_firing,
         };
@@ -272,6 +289,8 @@ pub struct Ended {
     /// Attempts that could neither be settled nor given back: the store did not answer. Their leases run out, then other
     /// nodes run them again.
     pub left_behind: usize,
+    /// Why it has left.
+    pub why: Why,
 }
 
 /// The event loop.
@@ -286,6 +305,9 @@ struct Engine {
     events: mpsc::UnboundedSender<Event>,
     inbox: mpsc::UnboundedReceiver<Event>,
     listeners: Arc<[Arc<dyn Listener>]>,
+    guard: Option<Arc<dyn Guard>>,
+    /// When the guard is asked again.
+    look_at: tokio::time::Instant,
     next_slot: watch::Sender<Option<crate::Timestamp>>,
     stop_firing: CancellationToken,
 }
@@ -296,12 +318,16 @@ impl Engine {
         // It may have begun before this worker did.
         steps.mark_changed();
         self.tell(&Told::Phase(NodePhase::Running));
+        self.tell_of_small_batches();
         let mut event = Event::Woken;
         loop {
-            for effect in self.dispatcher.step(event, tokio::time::Instant::now()) {
+            let effects = self.dispatcher.step(event, tokio::time::Instant::now());
+            // Batches that collect wait no longer than more tasks can come.
+            self.registry.room().look(self.dispatcher.slots(), self.dispatcher.phase());
+            for effect in effects {
                 if matches!(effect, Effect::Leave) {
                     self.stop_firing.cancel();
-                    return Ended { left_behind: self.dispatcher.unsettled() };
+                    return Ended { left_behind: self.dispatcher.unsettled(), why: self.dispatcher.why() };
                 }
                 self.perform(effect);
             }
@@ -312,6 +338,13 @@ impl Engine {
     /// Step 5 of the main line. Everything that is waited for here may be dropped: it has no effect at the other end.
     async fn next_event(&mut self, steps: &mut watch::Receiver<Option<ShutdownStep>>) -> Event {
         let wake_at = self.dispatcher.wake_at();
+        if let Some(guard) = &self.guard
+            && self.look_at <= tokio::time::Instant::now()
+        {
+            self.look_at = tokio::time::Instant::now() + LOOK_EVERY;
+            return Event::Looked(guard.look());
+        }
+        let wake_at = if self.guard.is_some() { wake_at.min(self.look_at) } else { wake_at };
         tokio::select! {
             biased;
             Some(event) = self.inbox.recv() => event,
@@ -361,6 +394,16 @@ impl Engine {
                 self.next_slot.send_if_modified(|slot| std::mem::replace(slot, next) != next);
             }
             Effect::Leave => unreachable!("the loop ends before"),
+        }
+    }
+
+    fn tell_of_small_batches(&self) {
+        let slots = self.dispatcher.slots();
+        // Without slots it runs no task at all, and is not meant to.
+        if slots > 0 {
+            for (task, takes) in self.registry.larger_batches(slots) {
+                self.tell(&Told::SmallBatches { task: task.clone(), takes, slots });
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 -- What operators change.
 --
--- ARGV[5] is the action. `cancel`, `retry`, `discard`, `move`, `reprioritise`, `run_now`: ARGV[6] is the queue or the priority, ARGV[7]
--- says whether `id`s or `row`s follow. Answers for each -1 changed, -2 unknown, the number of its state when the action has no
--- meaning for it, or a list of row, packed task and large body: it is to be cancelled and the caller must say what follows.
--- `pause`, `resume`: ARGV[6] is `q` or `n`, ARGV[7] the name. `order`: ARGV[6] is the node, ARGV[7] the order. Answer what they changed.
+-- ARGV[5] is the action. `cancel`, `retry`, `discard`, `move`, `reprioritise`, `run_now`, `signal`: ARGV[6] is the queue,
+-- the priority, or the name of the signal, a line break and the line of the memo; ARGV[7] says whether `id`s or `row`s
+-- follow. Answers for each -1 changed, -2 unknown, the number of its state when the action has no meaning for it, or a list
+-- of row, packed task and large body: it is to be cancelled and the caller must say what follows. `pause`, `resume`:
+-- ARGV[6] is `q` or `n`, ARGV[7] the name. `order`: ARGV[6] is the node, ARGV[7] the order. Answer what they changed.
 
 local action = ARGV[5]
 
@@ -28,6 +29,7 @@ elseif action == 'order' then
   return 1
 end
 
+local MEMO_BYTES_MAX = 1024 * 1024
 local APPLIES = {
   cancel = { [SCHEDULED] = true, [READY] = true, [RUNNING] = true, [IS_PARKED] = true },
   retry = { [SUCCEEDED] = true, [IS_DEAD] = true, [CANCELLED] = true, [EXPIRED] = true },
@@ -35,6 +37,7 @@ local APPLIES = {
   move = { [SCHEDULED] = true, [READY] = true, [IS_PARKED] = true },
   reprioritise = { [SCHEDULED] = true, [READY] = true, [IS_PARKED] = true },
   run_now = { [SCHEDULED] = true },
+  signal = { [SCHEDULED] = true, [READY] = true, [RUNNING] = true, [IS_PARKED] = true },
 }
 
 local function cancel(t)
@@ -89,6 +92,24 @@ local function elsewhere(t, queue, priority)
   return -1
 end
 
+local function run_now(t)
+  leave(t)
+  wait_no_more(t)
+  t.state, t.at = READY, 0
+  set_ready_at(t, now)
+  enter(t)
+  return -1
+end
+
+local function signal(t)
+  local name, line = string.match(ARGV[6], '^([^\n]*)\n(.*)$')
+  if memo_size(t) + #line > MEMO_BYTES_MAX then return t.state end
+  add_to_memo(t, line)
+  if t.state == SCHEDULED and has(t.flags, F_AWAITS) and call('HGET', P .. 'waits', t.row) == name then return run_now(t) end
+  save(t)
+  return -1
+end
+
 local function act(row)
   local t = row and task(row)
   if not t then return -2 end
@@ -98,11 +119,8 @@ local function act(row)
   if action == 'discard' then return discard(t) end
   if action == 'move' then return elsewhere(t, ARGV[6], t.priority) end
   if action == 'reprioritise' then return elsewhere(t, t.queue, tonumber(ARGV[6])) end
-  leave(t)
-  t.state, t.at = READY, 0
-  set_ready_at(t, now)
-  enter(t)
-  return -1
+  if action == 'signal' then return signal(t) end
+  return run_now(t)
 end
 
 local wanted = {}
@@ -114,6 +132,7 @@ for i = 1, #rows do
   if rows[i] then known[#known + 1] = rows[i] end
 end
 fetch(known)
+fetch_extras(known)
 local answers = {}
 for i = 1, #rows do answers[i] = act(rows[i]) end
 flush()

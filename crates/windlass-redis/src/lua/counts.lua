@@ -4,8 +4,10 @@
 local heads = {}
 for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
   local best, best_row = nil, nil
-  for _, name in ipairs(call('SMEMBERS', P .. 'lanes:' .. queue)) do
-    local first = call('ZRANGE', P .. 'ready:' .. queue .. ' ' .. name, 0, 0)
+  local of_queue = { P .. 'keyed:' .. queue }
+  for _, name in ipairs(call('SMEMBERS', P .. 'lanes:' .. queue)) do of_queue[#of_queue + 1] = lane(queue, name) end
+  for i = 1, #of_queue do
+    local first = call('ZRANGE', of_queue[i], 0, 0)
     local t = first[1] and task(first[1])
     if t and (not best or t.rank < best.rank or (t.rank == best.rank and first[1] < best_row)) then
       best, best_row = t, first[1]

@@ -3,17 +3,6 @@
 -- A new task is a list: id, queue, name, priority, due, extra, body. What a group keeps for later has the body in two
 -- parts, between which the input goes. Everything in it is text: numbers would be written with too few digits.
 
-local UNFINISHED_KEPT = 35 * 86400 * 1000000
-
-local function create_group(new)
-  local key = P .. 'group:' .. new.id
-  if call('EXISTS', key) == 1 then return end
-  call('HSET', key, 'size', new.size, 'policy', new.policy, 'succeeded', 0, 'failed', 0, 'phase', 'open', 'after',
-    cjson.encode(new.after))
-  call('ZADD', P .. 'groups', now + math.max(KEEP_DEAD, UNFINISHED_KEPT), new.id)
-  call('ZADD', P .. 'open', now, new.id)
-end
-
 local function body_of(new, input)
   if new[8] then return new[7] .. (input or 'null') .. new[8] end
   return new[7]
@@ -35,15 +24,7 @@ local function push_next(new, input)
   forget_story(t)
   if has(t.flags, F_STORY) then call('HDEL', P .. 'history', row) end
   t.flags = without(t.flags, F_STORY)
-  t.body = body_of(new, input)
-  if #t.body > SHORT_BODY then
-    bodies[#bodies + 1] = row
-    bodies[#bodies + 1] = t.body
-    t.body, t.flags = '', bor(t.flags, F_LARGE)
-  elseif has(t.flags, F_LARGE) then
-    call('HDEL', BODY, row)
-    t.flags = without(t.flags, F_LARGE)
-  end
+  set_body(t, body_of(new, input))
   queues[new[2]] = true
   t.queue, t.name, t.priority, t.state, t.at = new[2], new[3], tonumber(new[4]), READY, 0
   set_ready_at(t, now)
@@ -119,8 +100,10 @@ local function arrive(at)
         end
       end
       follow = { push = after.otherwise, input = first[1], stranded = after.push, cause = first[2] }
-      if after.member then
-        follow.arrive = { group = after.member.group, index = after.member.index, failure = first[1], cause = first[2] }
+      -- What an older version has stored names one place at most.
+      follow.arrive = {}
+      for _, place in ipairs(after.fails or { after.member }) do
+        follow.arrive[#follow.arrive + 1] = { group = place.group, index = place.index, failure = first[1], cause = first[2] }
       end
     end
   elseif is_over then
@@ -130,7 +113,7 @@ local function arrive(at)
     local results = joined(policy, outcomes_of(at.group, size))
     follow = { push = after.push, input = results, groups = after.groups }
     if after.member and not (after.push and after.push[1]) then
-      follow.arrive = { group = after.member.group, index = after.member.index, result = results }
+      follow.arrive = { { group = after.member.group, index = after.member.index, result = results } }
     end
     call('DEL', arrived)
     call('HDEL', key, 'after')
@@ -141,12 +124,15 @@ local function arrive(at)
   return follow
 end
 
--- Does what follows, to the end: a group that is complete may arrive at another one.
+-- Does what follows, to the end: a group that is complete may arrive at others.
 local function apply(follow)
-  while follow do
-    for _, new in ipairs(follow.groups or {}) do create_group(new) end
-    for _, new in ipairs(follow.push or {}) do push_next(new, follow.input) end
-    for _, new in ipairs(follow.stranded or {}) do strand(new, follow.cause) end
-    follow = follow.arrive and arrive(follow.arrive)
+  local rest, at = { follow }, 1
+  while rest[at] do
+    local next_one = rest[at]
+    for _, new in ipairs(next_one.groups or {}) do create_group(new) end
+    for _, new in ipairs(next_one.push or {}) do push_next(new, next_one.input) end
+    for _, new in ipairs(next_one.stranded or {}) do strand(new, next_one.cause) end
+    for _, arrival in ipairs(next_one.arrive or {}) do rest[#rest + 1] = arrive(arrival) end
+    at = at + 1
   end
 end

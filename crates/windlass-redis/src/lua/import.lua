@@ -1,11 +1,12 @@
 -- Keeps tasks and groups of another store as they are, all or none; those that are known are left alone.
 --
--- ARGV[5] is the groups as JSON or empty: as new ones, with their phase and with places and outcomes in turn. ARGV[6] is the
--- number of tasks; then for each of them id, queue, name, priority, due (empty), extra and body as for a push, and state, due or
--- end, when it became ready, when it was pushed, when it was started (0 for never), attempt, crashes, node, reason, result,
--- failure, history, progress, skipped. What is missing is empty. Answers how many tasks and groups are new.
+-- ARGV[5] is the groups as JSON or empty: as new ones, with their phase and with places and outcomes in turn. ARGV[6] is
+-- the number of tasks; then for each of them id, queue, name, priority, due (empty), extra and body as for a push, and
+-- state, due or end, when it became ready, when it was pushed, when it was started (0 for never), attempt, crashes, node,
+-- reason, result, failure, history, progress, skipped, memo, the signal that it waits for. What is missing is empty.
+-- Answers how many tasks and groups are new.
 
-local WIDTH = 21
+local WIDTH = 23
 local amount = tonumber(ARGV[6])
 local wanted = {}
 for i = 1, amount do wanted[i] = ARGV[7 + WIDTH * (i - 1)] end
@@ -55,6 +56,11 @@ local function import_task(row, at)
   for i, part in ipairs({ 'failure', 'history', 'progress', 'skipped' }) do
     local text = ARGV[more + 9 + i]
     if text ~= '' then tell(t, part, text) end
+  end
+  if ARGV[more + 14] ~= '' then add_to_memo(t, ARGV[more + 14]) end
+  if ARGV[more + 15] ~= '' then
+    call('HSET', P .. 'waits', row, ARGV[more + 15])
+    t.flags = bor(t.flags, F_AWAITS)
   end
   if has(t.flags, F_GUARD) then take_over_key(t) end
   if not waits(t.state) then ended[#ended + 1] = id end

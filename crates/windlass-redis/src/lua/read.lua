@@ -1,8 +1,9 @@
 -- Everything that is known of tasks.
 --
 -- ARGV[5] is `id`, `row`, `ended` (ids; only those that have ended) or `watch` (the same; when none has, they are announced
--- when they end, for the microseconds of ARGV[6]). ARGV[6] is a time or empty; then ids or rows. Answers for each task false, or
--- a list: row, packed task, large body, result, failure, history, progress, skipped.
+-- when they end, for the microseconds of ARGV[6]). ARGV[6] is a time or empty; then ids or rows. Answers for each task
+-- false, or a list: row, packed task, large body, result, failure, history, progress, skipped, memo, the signal that it
+-- waits for.
 
 local how = ARGV[5]
 local wanted = {}
@@ -26,7 +27,8 @@ for i = 1, #rows do
       local function part(name, is_there) return is_there and call('HGET', P .. name, row) end
       local told = has(flags, F_STORY)
       answer = { row, packed, part('body', has(flags, F_LARGE)), part('result', has(flags, F_RESULT)), part('failure', told),
-        part('history', told), part('progress', told), part('skipped', told) }
+        part('history', told), part('progress', told), part('skipped', told),
+        has(flags, F_MEMO) and call('GET', P .. 'memo:' .. row), part('waits', has(flags, F_AWAITS)) }
     end
   end
   answers[i] = answer

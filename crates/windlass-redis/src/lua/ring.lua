@@ -5,12 +5,6 @@
 for i = 7, #ARGV do
   local queue = ARGV[i]
   if ARGV[5] ~= '' then call('ZREM', P .. 'wait:' .. queue, ARGV[5]) end
-  if ARGV[6] == '1' then
-    local left = 0
-    for _, name in ipairs(call('SMEMBERS', P .. 'lanes:' .. queue)) do
-      left = left + call('ZCARD', P .. 'ready:' .. queue .. ' ' .. name)
-    end
-    if left > 0 then ring(queue, left) end
-  end
+  if ARGV[6] == '1' then ring_ready(queue, math.huge) end
 end
 return 'ok'

@@ -52,15 +52,8 @@ else
   if paused or next_slot ~= ARGV[7] or is_closed() then return 'raced' end
   set_next(ARGV[8], false)
   local fired, last = 0, nil
-  local amount = (#ARGV - 9) / 7
-  local first = amount > 0 and new_rows(amount)
-  for i = 1, amount do
-    local at = 7 * i + 3
-    if not conflict(ARGV[at], ARGV[at + 5]) then
-      add(row_text(first + i), ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], ARGV[at + 5],
-        ARGV[at + 6], READY)
-      fired, last = fired + 1, ARGV[at]
-    end
+  for i, answer in ipairs(push('', 10, (#ARGV - 9) / 7)) do
+    if answer == false then fired, last = fired + 1, ARGV[3 + 7 * i] end
   end
   flush()
   call('HINCRBY', key, 'missed', ARGV[9])

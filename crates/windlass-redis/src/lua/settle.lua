@@ -5,21 +5,24 @@
 --            `=`: nothing of the packed task `proof` has changed; it gets `number` crashes
 --   verdict  `S` succeeded with the result `text`, skipped for `note`; `D` dead of `text` with the reason `amount`, or `P` the
 --            same of poison, which is an attempt; `C` cancelled; `E` expired; `A` again and `a` again without the attempt,
---            after `amount`, failed with `text`; `R` released; `K` parked
+--            after `amount`, failed with `text`; `R` released; `K` parked; `W` waits for the signal `text`, for `amount` at most, unless
+--            its memo has more than the `note` bytes that the holder has seen
 --   follow   JSON or empty. For a verdict that does not end the task: what follows when it was to be cancelled
 --
--- Answers for each `a` applied, `s` stale, or a packed task and its large body: it was to be cancelled, nothing was changed, and
--- the caller must say what follows.
+-- Answers for each `a` applied, `s` stale, or a packed task and its large body: it was to be cancelled, nothing was
+-- changed, and the caller must say what follows.
 
 local WIDTH = 9
 local rows = {}
 for i = 5, #ARGV, WIDTH do rows[#rows + 1] = ARGV[i] end
 fetch(rows)
+local is_counting = counts_running()
+if is_counting then fetch_extras(rows) end
 
 local results = {}
 local answers = {}
 -- What changes nothing about how a task ends.
-local PLAIN = F_FLOW + F_LARGE
+local PLAIN = F_FLOW + F_LARGE + F_EXTRA + F_KEYED + F_MEMO
 local ENDS = { S = SUCCEEDED, D = IS_DEAD, P = IS_DEAD, C = CANCELLED, E = EXPIRED }
 
 local function settle(i)
@@ -43,6 +46,7 @@ local function settle(i)
       keep(row, struct.pack(FORM, SUCCEEDED, priority, flags, reason, attempt, 0, fence, now, rank, enqueued, started,
         queue, name, node, id) .. string.sub(packed, body_at))
       put(LEASE, row, false)
+      if is_counting then runs(queue, name, has(flags, F_KEYED) and extras[row].key or nil, -1) end
       put(ENDED, row, now_text)
       count(queue, RUNNING, -1)
       count(queue, SUCCEEDED, 1)
@@ -64,7 +68,7 @@ local function settle(i)
     remember(t, text)
   end
   leave(t)
-  if verdict == 'a' or verdict == 'R' or verdict == 'K' then t.attempt = t.attempt - 1 end
+  if verdict == 'a' or verdict == 'R' or verdict == 'K' or verdict == 'W' then t.attempt = t.attempt - 1 end
   if to_cancel then
     finish(t, CANCELLED, '', '')
     if follow ~= '' then apply(cjson.decode(follow)) end
@@ -78,6 +82,15 @@ local function settle(i)
     t.state, t.at = IS_PARKED, 0
     enter(t)
   else
+    if verdict == 'W' then
+      if memo_size(t) > tonumber(note) then
+        -- A signal has come while it ran.
+        amount = 0
+      elseif amount > 0 then
+        call('HSET', P .. 'waits', row, text)
+        t.flags = bor(t.flags, F_AWAITS)
+      end
+    end
     set_ready_at(t, now + amount)
     if amount > 0 then
       t.state, t.at = SCHEDULED, now + amount

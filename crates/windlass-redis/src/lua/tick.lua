@@ -12,6 +12,8 @@ local parked_for, most = tonumber(ARGV[8]), tonumber(ARGV[9])
 local CRASHES_MAX = #ARGV - 10
 -- A difference of less than this between two clocks is no move.
 local MOVED = 2000000
+-- What runs is counted anew after this time, unless it is more than this.
+local COUNTED_FOR, COUNTED_MAX = 60000000, 20000
 
 call('HSETNX', KEYS[1], 'epoch', ARGV[10])
 if expected and math.abs(now - expected) >= MOVED then doubt = true end
@@ -95,6 +97,10 @@ for _, shelf_and_time in ipairs({ { DEAD, now - KEEP_DEAD }, { FORGET, now } }) 
 end
 flush()
 
+if counts_running() and look_up().counted <= now - COUNTED_FOR and call('ZCARD', LEASE) <= COUNTED_MAX then
+  count_all_running()
+end
+
 for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'groups', '-inf', now, 'LIMIT', 0, most)) do
   call('DEL', P .. 'group:' .. id, P .. 'arrived:' .. id)
   call('ZREM', P .. 'groups', id)
@@ -111,7 +117,13 @@ for _, old in ipairs(call('ZRANGEBYSCORE', P .. 'beats', '-inf', now - 864000000
   call('ZREM', P .. 'alive', old)
   call('DEL', P .. 'orders:' .. old)
 end
-call('ZREMRANGEBYSCORE', P .. 'watch', '-inf', now)
+for _, key in ipairs({ 'watch', 'held', 'next' }) do call('ZREMRANGEBYSCORE', P .. key, '-inf', now) end
+local old_notes = call('ZRANGEBYSCORE', P .. 'note_ends', '-inf', now, 'LIMIT', 0, most)
+if #old_notes > 0 then
+  many('HDEL', P .. 'note', old_notes)
+  many('ZREM', P .. 'notes', old_notes)
+  many('ZREM', P .. 'note_ends', old_notes)
+end
 
 local orders = call('LRANGE', P .. 'orders:' .. node, 0, -1)
 if #orders > 0 then call('DEL', P .. 'orders:' .. node) end

@@ -44,7 +44,7 @@ pub async fn a_stale_settle_starts_nothing(h: &Harness) {
 
 /// A step that gives up starts its error handlers with the failure as input; the steps after it are not started.
 pub async fn a_step_that_gives_up_starts_its_error_handlers(h: &Harness) {
-    let flow = Flow { then: vec![step("second")], otherwise: vec![task("mend")], member: None };
+    let flow = Flow { then: vec![step("second")], otherwise: vec![task("mend")], ..Flow::default() };
     h.push_and_run(Envelope { flow: Some(Box::new(flow)), ..task("first") }, dead()).await;
     let claims = h.claim(demand(10)).await;
     assert_eq!(names(&claims), ["mend"]);
@@ -452,6 +452,54 @@ fn chain(first: Envelope, then: Vec<Step>) -> Envelope {
 fn member(group: &TaskId, index: u32) -> Envelope {
     let member = Member { group: group.clone(), index };
     Envelope { flow: Some(Box::new(Flow { member: Some(member), ..Flow::default() })), ..task("member") }
+}
+
+/// A task of a graph starts when the last of those it waits for has succeeded, with their results.
+pub async fn a_graph_goes_on_where_everything_has_arrived(h: &Harness) {
+    push_diamond(h).await;
+    h.settle_all([(&h.claim_one().await, ok("1"))]).await;
+    let middle = h.claim(demand(10)).await;
+    assert_eq!((names(&middle), input_of(&middle[0])), (vec!["b", "c"], "[1]".to_owned()));
+    h.settle(&middle[1], ok("3")).await;
+    assert_eq!(h.claim_ids(demand(10)).await, []);
+    h.settle(&middle[0], ok("2")).await;
+    let last = h.claim_one().await;
+    assert_eq!((last.envelope.name.as_str(), input_of(&last)), ("d", "[1,2,3]".to_owned()));
+}
+
+/// A task that gives up strands everything behind it; a retry that succeeds brings it back to life.
+pub async fn a_graph_is_mended_by_a_retry(h: &Harness) {
+    push_diamond(h).await;
+    h.run_one(ok("1")).await;
+    let middle = h.claim(demand(10)).await;
+    h.settle_all([(&middle[0], dead()), (&middle[1], ok("3"))]).await;
+    let all = h.list(&Filter::in_states([State::Dead])).await;
+    assert_eq!(all.len(), 2);
+    assert_stranded(all.iter().find(|record| record.envelope.name.as_str() == "d").expect("it is recorded"));
+    h.act_on(&middle[0].receipt.id, TaskAction::Retry).await;
+    h.run_one(ok("2")).await;
+    let last = h.claim_one().await;
+    assert_eq!((last.envelope.name.as_str(), input_of(&last)), ("d", "[1,2,3]".to_owned()));
+}
+
+/// Whatever is behind a root that gives up is stranded, however far away.
+pub async fn a_graph_whose_root_gives_up_is_stranded_whole(h: &Harness) {
+    push_diamond(h).await;
+    h.run_one(dead()).await;
+    let dead = h.list(&Filter::in_states([State::Dead])).await;
+    assert_eq!(dead.len(), 4);
+    assert_eq!(h.claim_ids(demand(10)).await, []);
+}
+
+/// Pushes a; b and c, which wait for it; and d, which waits for all three.
+async fn push_diamond(h: &Harness) {
+    let mut graph = windlass_core::graph::Graph::new();
+    let a = graph.add(task("a"));
+    let b = graph.add_after(task("b"), &[a]);
+    let c = graph.add_after(task("c"), &[a]);
+    graph.add_after(task("d"), &[a, b, c]);
+    let (_, push) = windlass_core::workflow::Workflow::from(graph).into_push(h.clock.now()).expect("a graph");
+    assert_eq!(answer(h.store.push(&push).await), [Pushed::Stored]);
 }
 
 /// A group and its members.

@@ -176,7 +176,7 @@ impl Harness {
 
     /// Renews one lease.
     pub async fn renew(&self, claim: &Claim, lease: Duration) -> Renewed {
-        let renewal = Renewal { receipt: claim.receipt.clone(), progress: None };
+        let renewal = Renewal { receipt: claim.receipt.clone(), progress: None, memo: None };
         answer(self.store.renew(&[renewal], lease).await).remove(0)
     }
 

@@ -47,7 +47,7 @@ pub async fn the_longest_names_are_kept(h: &Harness) {
             id: TaskId::new(name).unwrap_or_else(|error| panic!("{error}")),
             queue: QueueName::known(name),
             key: Some(Key::known(name)),
-            unique: Some(Unique { key: UniqueKey::known(name), window: None }),
+            unique: Some(Unique::new(UniqueKey::known(name))),
             ..task(name)
         };
         h.push(envelope.clone()).await;

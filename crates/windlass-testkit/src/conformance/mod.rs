@@ -31,11 +31,15 @@ pub mod beat;
 pub mod claim;
 pub mod command;
 pub mod counts;
+pub mod fairness;
 pub mod find;
 pub mod flow;
+pub mod gates;
 pub mod info;
 pub mod limits;
 pub mod list;
+pub mod memo;
+pub mod notes;
 pub mod pause;
 pub mod priority;
 pub mod push;
@@ -78,7 +82,7 @@ macro_rules! __conformance_tests {
 #[cfg(test)]
 mod tests {
     /// The source of every module of cases, by its verb.
-    const SOURCES: [(&str, &str); 19] = [
+    const SOURCES: [(&str, &str); 23] = [
         ("push", include_str!("push.rs")),
         ("claim", include_str!("claim.rs")),
         ("renew", include_str!("renew.rs")),
@@ -98,6 +102,10 @@ mod tests {
         ("unique", include_str!("unique.rs")),
         ("pause", include_str!("pause.rs")),
         ("limits", include_str!("limits.rs")),
+        ("gates", include_str!("gates.rs")),
+        ("fairness", include_str!("fairness.rs")),
+        ("memo", include_str!("memo.rs")),
+        ("notes", include_str!("notes.rs")),
     ];
 
     #[test]

@@ -65,7 +65,12 @@ fn with_every_option() -> Envelope {
         hard_limit: Some(secs(5)),
         result_ttl: Some(secs(60)),
         headers: BTreeMap::from([("traceparent".to_owned(), "00-1-2-01".to_owned())]),
-        flow: Some(Box::new(Flow { then, otherwise: vec![task("mend")], member: Some(member) })),
+        flow: Some(Box::new(Flow {
+            then,
+            otherwise: vec![task("mend")],
+            member: Some(member.clone()),
+            joins: vec![member],
+        })),
         workflow: Some(TaskId::random()),
         source: Source::Workflow,
         ..task("work")

@@ -57,7 +57,7 @@ pub async fn a_settled_claim_is_lost(h: &Harness) {
 pub async fn an_unknown_receipt_is_lost(h: &Harness) {
     let claim = h.push_and_claim(task("work")).await;
     let receipt = Receipt { id: task("other").id, ..claim.receipt };
-    let renewal = Renewal { receipt, progress: None };
+    let renewal = Renewal { receipt, progress: None, memo: None };
     assert_eq!(answer(h.store.renew(&[renewal], LEASE).await), [Renewed::Lost]);
 }
 
@@ -127,7 +127,7 @@ pub async fn renewals_are_answered_in_their_order(h: &Harness) {
     h.settle(&claims[0], ok("1")).await;
     h.act_on(&claims[2].receipt.id, TaskAction::Cancel).await;
     let renewals: Vec<Renewal> =
-        claims.iter().map(|claim| Renewal { receipt: claim.receipt.clone(), progress: None }).collect();
+        claims.iter().map(|claim| Renewal { receipt: claim.receipt.clone(), progress: None, memo: None }).collect();
     let renewed = answer(h.store.renew(&renewals, LEASE).await);
     assert_eq!(renewed, [Renewed::Lost, Renewed::Held, Renewed::Cancelled]);
 }
@@ -135,7 +135,7 @@ pub async fn renewals_are_answered_in_their_order(h: &Harness) {
 /// Renewals are taken up to the limit of a batch, for leases up to a day.
 pub async fn renewals_are_limited(h: &Harness) {
     let claim = h.push_and_claim(task("work")).await;
-    let renewal = Renewal { receipt: claim.receipt, progress: None };
+    let renewal = Renewal { receipt: claim.receipt, progress: None, memo: None };
     assert_eq!(answer(h.store.renew(&vec![renewal.clone(); BATCH_MAX], LEASE_MAX).await).len(), BATCH_MAX);
     assert!(is_rejected(h.store.renew(&vec![renewal.clone(); BATCH_MAX + 1], LEASE).await));
     assert!(is_rejected(h.store.renew(std::slice::from_ref(&renewal), LEASE_MAX + MICRO).await));
@@ -143,6 +143,6 @@ pub async fn renewals_are_limited(h: &Harness) {
 }
 
 async fn report(h: &Harness, receipt: &Receipt, progress: Progress) {
-    let renewal = Renewal { receipt: receipt.clone(), progress: Some(progress) };
+    let renewal = Renewal { receipt: receipt.clone(), progress: Some(progress), memo: None };
     answer(h.store.renew(&[renewal], LEASE).await);
 }

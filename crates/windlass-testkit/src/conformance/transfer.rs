@@ -222,7 +222,8 @@ pub async fn a_failed_group_comes_back_failed(h: &Harness) {
 
 /// A unique key goes with its task, and is free where the task was.
 pub async fn a_unique_key_goes_with_its_task(h: &Harness) {
-    let unique = |window| Envelope { unique: Some(Unique { key: UniqueKey::known("k"), window }), ..task("work") };
+    let unique =
+        |window| Envelope { unique: Some(Unique { window, ..Unique::new(UniqueKey::known("k")) }), ..task("work") };
     let id = h.push(unique(None)).await;
     let parcel = take_out(h).await;
     let other = h.push(unique(None)).await;
@@ -235,8 +236,7 @@ pub async fn a_unique_key_goes_with_its_task(h: &Harness) {
 
 /// A window is counted from the push on, wherever that was.
 pub async fn a_window_of_a_unique_key_goes_with_its_task(h: &Harness) {
-    let unique =
-        || Envelope { unique: Some(Unique { key: UniqueKey::known("k"), window: Some(secs(60)) }), ..task("work") };
+    let unique = || Envelope { unique: Some(Unique::new(UniqueKey::known("k")).for_window(secs(60))), ..task("work") };
     let id = h.push_and_run(unique(), ok("1")).await;
     h.clock.advance(secs(30));
     let parcel = take_out(h).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use windlass_core::backend::{Push, Pushed, TaskAction};
-use windlass_core::{Envelope, State, Unique, UniqueKey, Verdict};
+use windlass_core::{Args, Due, Envelope, OnConflict, Priority, State, Unique, UniqueHold, UniqueKey, Verdict};
 
 use super::harness::{Harness, RETENTION, START, answer};
 use super::make::{LEASE, MICRO, again, dead, demand, just_under, ok, queue, secs, task};
@@ -141,10 +141,95 @@ pub async fn of_two_tasks_with_one_key_one_is_retried(h: &Harness) {
     assert_eq!(h.claim_ids(demand(10)).await, [first]);
 }
 
+/// A key that is held until the start is free as soon as its task runs, and stays free for its retry.
+pub async fn a_key_until_the_start_is_free_when_its_task_runs(h: &Harness) {
+    let until_started = || with("k", |unique| unique.hold = UniqueHold::Started);
+    let first = h.push(until_started()).await;
+    assert_eq!(h.try_push([until_started()]).await, [Pushed::Exists(first.clone())]);
+    let claim = h.claim_one().await;
+    let second = h.push(until_started()).await;
+    h.settle(&claim, again(Duration::ZERO)).await;
+    assert_eq!(h.try_push([until_started()]).await, [Pushed::Exists(second)], "the end of the first frees nothing");
+    assert_eq!(h.claim(demand(10)).await.len(), 2);
+    h.push(until_started()).await;
+}
+
+/// A push that replaces gives its arguments, headers and priority to the task that waits, and leaves its time alone.
+pub async fn a_push_replaces_what_waits(h: &Harness) {
+    let first = h.push(Envelope { due: Due::After(secs(60)), ..replacing("1") }).await;
+    let other = Envelope { priority: Priority::HIGH, ..replacing("2") };
+    let pushed = h.try_push([other]).await;
+    assert_eq!(pushed, [Pushed::Replaced(first.clone())]);
+    let record = h.record(&first).await;
+    assert_eq!((record.state, record.due_at), (State::Scheduled, Some(START + secs(60))));
+    assert_eq!((record.envelope.args.clone(), record.envelope.priority), (replacing("2").args, Priority::HIGH));
+    assert_eq!(record.envelope.headers, replacing("2").headers);
+    h.clock.advance(secs(60));
+    let claim = h.claim_one().await;
+    assert_eq!(claim.envelope.args, replacing("2").args);
+    assert_eq!(h.try_push([replacing("3")]).await, [Pushed::Exists(first)], "what runs is not touched");
+    assert_eq!(h.list(&windlass_core::view::Filter::all()).await.len(), 1);
+}
+
+/// A ready task is replaced where it stands: among those of its new priority.
+pub async fn a_ready_task_is_replaced_in_its_place(h: &Harness) {
+    let first = h.push(Envelope { priority: Priority::LOW, ..replacing("1") }).await;
+    let plain = h.push(task("work")).await;
+    h.try_push([Envelope { priority: Priority::HIGH, ..replacing("2") }]).await;
+    assert_eq!(h.claim_ids(demand(10)).await, [first, plain]);
+    assert_eq!(h.default_counts().await.ready, 0);
+}
+
+/// A push that debounces puts the task off: it starts after a quiet time, with the newest arguments.
+pub async fn a_debounced_task_starts_after_a_quiet_time(h: &Harness) {
+    let push = |text: &str| Envelope {
+        due: Due::After(secs(10)),
+        ..with_args(text, |unique| unique.on_conflict = OnConflict::Debounce)
+    };
+    let id = h.push(push("1")).await;
+    h.clock.advance(secs(6));
+    assert_eq!(h.try_push([push("2")]).await, [Pushed::Replaced(id)]);
+    h.clock.advance(secs(6));
+    assert_eq!(h.claim_ids(demand(1)).await, []);
+    h.clock.advance(secs(4));
+    assert_eq!(h.claim_one().await.envelope.args, push("2").args);
+}
+
+/// A window ends the putting off.
+pub async fn a_debounced_task_is_put_off_by_its_window_at_most(h: &Harness) {
+    let push = || Envelope {
+        due: Due::After(secs(10)),
+        ..with("k", |unique| {
+            unique.on_conflict = OnConflict::Debounce;
+            unique.window = Some(secs(15));
+        })
+    };
+    let id = h.push(push()).await;
+    h.clock.advance(secs(9));
+    assert_eq!(h.try_push([push()]).await, [Pushed::Replaced(id.clone())]);
+    assert_eq!(h.record(&id).await.due_at, Some(START + secs(15)));
+}
+
+fn with(key: &str, change: impl FnOnce(&mut Unique)) -> Envelope {
+    let mut unique = Unique::new(UniqueKey::known(key));
+    change(&mut unique);
+    Envelope { unique: Some(unique), ..task("work") }
+}
+
+fn with_args(text: &str, change: impl FnOnce(&mut Unique)) -> Envelope {
+    let headers = [("h".to_owned(), text.to_owned())].into();
+    let args = Args::parse(&format!("{{\"n\":{text}}}")).expect("arguments");
+    Envelope { args, headers, ..with("k", change) }
+}
+
+fn replacing(text: &str) -> Envelope {
+    with_args(text, |unique| unique.on_conflict = OnConflict::Replace)
+}
+
 fn unique(key: &str) -> Envelope {
-    Envelope { unique: Some(Unique { key: UniqueKey::known(key), window: None }), ..task("work") }
+    Envelope { unique: Some(Unique::new(UniqueKey::known(key))), ..task("work") }
 }
 
 fn unique_for(key: &str, window: Duration) -> Envelope {
-    Envelope { unique: Some(Unique { key: UniqueKey::known(key), window: Some(window) }), ..task("work") }
+    Envelope { unique: Some(Unique::new(UniqueKey::known(key)).for_window(window)), ..task("work") }
 }

@@ -10,6 +10,8 @@ use windlass_core::backend::{
     Backend, Claim, Command, Commanded, Demand, Push, Pushed, Receipt, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked,
 };
+use windlass_core::limit::{LimitChange, LimitsView};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass_core::{Clock, NodeId, TaskId, Timestamp};
@@ -186,6 +188,18 @@ impl Backend for Witness {
             }
         }
         Ok(changed)
+    }
+
+    async fn limits(&self) -> Result<LimitsView, StoreError> {
+        self.store.limits().await
+    }
+
+    async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
+        self.store.limit(change).await
+    }
+
+    async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
+        self.store.note(ask).await
     }
 
     async fn watch(&self, ids: &[TaskId], wait: Duration) -> Result<Vec<Record>, StoreError> {

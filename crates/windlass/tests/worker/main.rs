@@ -1,6 +1,9 @@
 //! What a worker does with tasks, good and bad, over the memory store in simulated time.
 
 mod bad_input;
+mod batch_ends;
+mod batches;
+mod guard;
 mod limits;
 mod metrics;
 mod orders;

@@ -93,15 +93,20 @@ impl Rig {
         self.worker_of("w1", app(), |_| {}).await
     }
 
-    pub(crate) async fn worker_of(&self, node: &str, app: App, change: impl FnOnce(&mut Settings)) -> Running {
+    pub(crate) async fn worker_of<S: Send + Sync + 'static>(
+        &self,
+        node: &str,
+        app: App<S>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Running {
         self.worker_over(self.backend.clone(), node, app, change).await
     }
 
-    pub(crate) async fn worker_over(
+    pub(crate) async fn worker_over<S: Send + Sync + 'static>(
         &self,
         backend: Arc<dyn Backend>,
         node: &str,
-        app: App,
+        app: App<S>,
         change: impl FnOnce(&mut Settings),
     ) -> Running {
         let mut settings = Settings::new(NodeId::known(node));

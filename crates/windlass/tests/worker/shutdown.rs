@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use windlass::State;
 use windlass::prelude::*;
-use windlass::worker::Ended;
+use windlass::worker::{Ended, Why};
 
 use crate::rig::{MINUTE, Rig, What, act, app};
 
-const CLEAN: Ended = Ended { left_behind: 0 };
+const CLEAN: Ended = Ended { left_behind: 0, why: Why::Told };
 
 #[tokio::test(start_paused = true)]
 async fn after_the_first_signal_what_runs_is_finished_and_nothing_is_started() {

@@ -337,7 +337,8 @@ impl Run<'_> {
         for ((own, pushed), number) in pushed.into_iter().zip(numbers) {
             let (id, fresh) = match pushed {
                 Pushed::Stored => (own, true),
-                Pushed::Exists(other) => (other, false),
+                Pushed::Exists(other) | Pushed::Replaced(other) => (other, false),
+                Pushed::Full { limit } => return Err(full(limit, *number)),
             };
             if fresh {
                 self.tally.enqueued += 1;
@@ -398,6 +399,15 @@ impl Run<'_> {
             self.bar.suspend(|| self.context.out.warn("more lines are refused: they are counted at the end"));
         }
     }
+}
+
+/// The queue of a line has no room; the lines before are enqueued.
+fn full(limit: u64, line: u64) -> Problem {
+    Problem::new(
+        Exit::Conflict,
+        format_args!("line {line}: its queue is full, {limit} tasks wait in it"),
+        format_args!("the lines before are enqueued: go on from this line when there is room"),
+    )
 }
 
 #[cfg(test)]

@@ -164,6 +164,8 @@ mod tests {
             skipped: None,
             reason: Some(windlass::DeadReason::AttemptsUsedUp),
             failure: Some(failure.clone()),
+            memo: String::new(),
+            waits_for: None,
             history: vec![AttemptRecord { number: 1, node: None, started_at: None, ended_at: at, failure }],
         }
     }

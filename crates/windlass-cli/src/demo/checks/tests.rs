@@ -34,6 +34,8 @@ fn record(state: State) -> Record {
         skipped: None,
         reason: None,
         failure: None,
+        memo: String::new(),
+        waits_for: None,
         history: Vec::new(),
     }
 }

@@ -7,6 +7,7 @@ use crate::backend::Order;
 use crate::call::StopReason;
 use crate::event::Event as Told;
 use crate::view::NodePhase;
+use crate::worker::guard::Why;
 use crate::worker::{SLOTS_MAX, ShutdownStep};
 
 impl Dispatcher {
@@ -58,6 +59,15 @@ impl Dispatcher {
         }
     }
 
+    /// Leaves without those that still run: they are given back, and the end of the process ends what cannot be ended
+    /// otherwise. A worker that stops already goes on with that.
+    pub(super) fn abandon(&mut self, why: Why, now: Instant, effects: &mut Vec<Effect>) {
+        if matches!(self.phase, NodePhase::Running | NodePhase::Quiet) {
+            self.why = why;
+            self.shut_down(ShutdownStep::Immediate, now, effects);
+        }
+    }
+
     pub(super) fn ask_all(&mut self, reason: StopReason, drop_at: Instant) {
         for held in self.held.iter_mut().flatten().filter(|held| held.handler == Handler::Running) {
             held.call.stop.ask(reason);
@@ -73,7 +83,11 @@ impl Dispatcher {
             self.leave_at = Some(now + BEAT);
             self.phase = NodePhase::Stopped;
             effects.push(Effect::Tell(Told::Phase(NodePhase::Stopped)));
-            self.beat(now, effects);
+            // Two on their way could arrive in either order, and the answer to the first would end the process.
+            self.farewell_waits = self.beating;
+            if !self.beating {
+                self.beat(now, effects);
+            }
         }
     }
 }
