@@ -139,6 +139,11 @@ impl Call {
         Ok(Settled { receipt: self.receipt.clone(), verdict, follow })
     }
 
+    /// The transaction of the application was not committed, by the word of its handler.
+    pub(crate) fn forget_completion(&self) {
+        *self.completion.lock() = None;
+    }
+
     /// The verdict that a transaction of the application may have recorded.
     pub(crate) fn completed_with(&self) -> Option<Verdict> {
         self.completion.lock().clone()

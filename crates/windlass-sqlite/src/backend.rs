@@ -16,7 +16,7 @@ use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, PAGE_MAX, Page, Record, ScheduleRecord};
 use windlass_core::{Envelope, NodeId, StoreError, TaskId, Timestamp};
 
-use crate::claim::{Claimed, PreparedRenewal};
+use crate::claim::{Claimed, Found, PreparedRenewal};
 use crate::command::Flowing;
 use crate::push::{NewTask, PreparedGroup};
 use crate::rows::to_json;
@@ -26,10 +26,9 @@ use crate::transfer::PreparedParcel;
 use crate::writer::OnDisk;
 use crate::{
     SqliteStore, claim, command, fleet, info, limits, listing, notes, push, read, schedules, settle, tick, transfer,
+    wake,
 };
 
-/// How often a claim that waits for a gate looks whether the clock was moved.
-const CLOCK_LOOK: Duration = Duration::from_millis(250);
 /// A tick moves up to some thousand rows.
 const TICK_ROWS: usize = 2_000;
 
@@ -39,16 +38,7 @@ impl Backend for SqliteStore {
         push.check()?;
         let groups: Vec<_> = push.groups.iter().map(PreparedGroup::of).collect();
         let tasks: Vec<_> = push.envelopes.iter().map(NewTask::of).collect();
-        let change = move |tx: &mut crate::tx::Tx<'_>| {
-            if !groups.is_empty()
-                && let Some(limit) = push::full_for(tx, &tasks)?
-            {
-                // A group of which members are missing would be waited for without end.
-                return Ok(vec![Pushed::Full { limit }; tasks.len()]);
-            }
-            groups.iter().try_for_each(|group| push::create_group(tx, group).map(drop))?;
-            tasks.iter().map(|task| push::push(tx, task)).collect()
-        };
+        let change = move |tx: &mut crate::tx::Tx<'_>| push::push_all(tx, &groups, &tasks);
         self.writer.write(push.envelopes.len() + push.groups.len(), change).await
     }
 
@@ -67,7 +57,7 @@ impl Backend for SqliteStore {
             }
             tokio::select! {
                 () = ticket.rung() => {}
-                () = self.until(opens_at) => {}
+                () = wake::until(&*self.shared.clock, opens_at) => {}
                 () = demand.hush.cancelled() => return Ok(Vec::new()),
                 () = tokio::time::sleep_until(deadline) => return Ok(Vec::new()),
             }
@@ -81,8 +71,9 @@ impl Backend for SqliteStore {
         }
         let renewals: Vec<_> = renewals.iter().map(PreparedRenewal::of).collect();
         let rows = renewals.len();
+        let must = renewals.iter().map(PreparedRenewal::on_disk).find(|on_disk| *on_disk == OnDisk::AtCommit);
         self.writer
-            .write_as(OnDisk::Later, rows, move |tx| {
+            .write_as(must.unwrap_or(OnDisk::Later), rows, move |tx| {
                 renewals.iter().map(|renewal| claim::renew(tx, renewal, lease)).collect()
             })
             .await
@@ -178,11 +169,10 @@ impl Backend for SqliteStore {
 
     async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
         ask.check()?;
-        let ask = ask.clone();
+        let (ask, now) = (ask.clone(), self.shared.clock.now());
         match ask {
             NoteAsk::List { .. } | NoteAsk::Read { .. } => {
-                let now = self.shared.clock.now();
-                self.readers.read(move |db| notes::read(db, &ask, now)).await
+                self.readers.read(move |db| notes::look(db, &ask, now)).await
             }
             NoteAsk::Write { .. } | NoteAsk::Forget { .. } => {
                 self.writer.write(1, move |tx| notes::change(tx, &ask)).await
@@ -230,13 +220,13 @@ impl Backend for SqliteStore {
 }
 
 impl SqliteStore {
-    /// One claim without waiting. A task that cannot be read becomes a dead letter instead of being claimed for ever.
-    /// Answers when a gate opens that it found shut, too.
+    /// One claim without waiting, and when there may be more because a gate opens. A task that cannot be read becomes a dead
+    /// letter instead of being claimed for ever.
     async fn claim_now(&self, demand: &Demand) -> Result<(Vec<Claim>, Option<Timestamp>), StoreError> {
         loop {
             let wanted = demand.clone();
-            let take = move |tx: &mut crate::tx::Tx<'_>| Ok((claim::claim(tx, &wanted)?, tx.memory.opens_at));
-            let (claimed, opens_at) = self.writer.write_as(OnDisk::Later, demand.max, take).await?;
+            let Found { claimed, opens_at } =
+                self.writer.write_as(OnDisk::Later, demand.max, move |tx| claim::claim(tx, &wanted)).await?;
             let found = claimed.len();
             let mut claims = Vec::with_capacity(found);
             for task in claimed {
@@ -252,19 +242,6 @@ impl SqliteStore {
             if found == 0 || !claims.is_empty() {
                 return Ok((claims, opens_at));
             }
-        }
-    }
-
-    /// Waits for this time by the store's clock, or for ever. A clock that was moved is looked at now and then.
-    async fn until(&self, time: Option<Timestamp>) {
-        let Some(time) = time else { return std::future::pending().await };
-        loop {
-            let left = time.since(self.shared.clock.now());
-            if left.is_zero() {
-                return;
-            }
-            // tidy: allow(sleep): a gate opens at a time, and tells nobody
-            tokio::time::sleep(left.min(CLOCK_LOOK)).await;
         }
     }
 
@@ -305,9 +282,9 @@ fn decode(task: Claimed) -> Result<Claim, (windlass_core::backend::Receipt, Stri
             envelope: Arc::new(envelope),
             receipt: task.receipt,
             attempt: task.attempt,
-            memo: task.memo,
             enqueued_at: task.enqueued_at,
             ready_at: task.ready_at,
+            memo: task.memo,
         }),
         Err(invalid) => Err((task.receipt, invalid.to_string())),
     }

@@ -7,6 +7,7 @@ use windlass_core::state::rank;
 use windlass_core::view::{Cursor, Filter};
 use windlass_core::{Json, NodeId, QueueName, SignalName, State, TaskId, TaskName, Verdict};
 
+use crate::claim;
 use crate::errors::Fault;
 use crate::fleet;
 use crate::listing::{self, Scanned};
@@ -89,32 +90,25 @@ fn act(tx: &mut Tx<'_>, seq: i64, action: &TaskAction) -> Result<bool, Fault> {
         TaskAction::RunNow => {
             let held = settle::held_at(tx, seq)?;
             make_ready(tx, seq)?;
-            tx.count(held.queue, Some(State::Scheduled), Some(State::Ready));
-            tx.wake(held.queue);
+            settle::move_to(tx, &held, State::Ready)?;
             Ok(true)
         }
         TaskAction::Signal { name, value } => signal(tx, seq, name, value),
     }
 }
 
-/// Adds a signal to a memo that has room for it, and makes a task ready that waits for it.
+/// Adds a signal to the memo of a task, if there is room, and makes it ready when it waits for that.
 fn signal(tx: &mut Tx<'_>, seq: i64, name: &SignalName, value: &Json) -> Result<bool, Fault> {
     let line = Line::Signal { signal: name.clone(), value: value.clone() }.to_text();
-    let held = settle::held_at(tx, seq)?;
-    let mut select = tx.prepare(
-        "SELECT length(CAST(coalesce(memo, '') AS BLOB)), waits_for IS NOT NULL AND waits_for = ?2 \
-         FROM windlass_task WHERE seq = ?1",
-    )?;
-    let (bytes, awaited): (i64, bool) =
-        select.query_row(params![seq, name.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    if bytes as usize + line.len() > MEMO_BYTES_MAX {
+    if settle::memo_bytes(tx, seq)? + line.len() > MEMO_BYTES_MAX {
         return Ok(false);
     }
-    tx.execute("UPDATE windlass_task SET memo = coalesce(memo, '') || ?2 WHERE seq = ?1", params![seq, line])?;
-    if awaited && held.state == State::Scheduled {
+    claim::remember(tx, seq, &line)?;
+    let mut select = tx.prepare("SELECT waits_for IS ?2 FROM windlass_task WHERE seq = ?1")?;
+    if select.query_row(params![seq, name.as_str()], |row| row.get(0))? {
+        let held = settle::held_at(tx, seq)?;
         make_ready(tx, seq)?;
-        tx.count(held.queue, Some(State::Scheduled), Some(State::Ready));
-        tx.wake(held.queue);
+        settle::move_to(tx, &held, State::Ready)?;
     }
     Ok(true)
 }
@@ -144,7 +138,7 @@ fn retry(tx: &mut Tx<'_>, seq: i64) -> Result<bool, Fault> {
     }
     if record.envelope.expires.take().is_some() {
         let body = record.envelope.to_body();
-        let inline = Some(&body).filter(|body| body.len() <= push::INLINE_BYTES_MAX);
+        let inline = push::inline(&body);
         tx.execute("UPDATE windlass_task SET expires = NULL, body = ?2 WHERE seq = ?1", params![seq, inline])?;
         store_body(tx, seq, &body)?;
     }

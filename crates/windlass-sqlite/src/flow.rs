@@ -64,11 +64,11 @@ fn one_step(tx: &mut Tx<'_>, follow: &PreparedFollow) -> Result<Vec<Follow>, Fau
     for task in &follow.stranded {
         push::strand(tx, task, follow.cause.as_ref())?;
     }
-    let mut next = Vec::new();
+    let mut started = Vec::new();
     for arrival in &follow.arrive {
-        next.extend(arrive(tx, arrival)?);
+        started.extend(arrive(tx, arrival)?);
     }
-    Ok(next)
+    Ok(started)
 }
 
 struct Group {

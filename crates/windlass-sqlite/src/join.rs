@@ -1,15 +1,19 @@
-//! Enqueueing within a transaction of the application's own, when its tables are in the file of the store.
+//! Enqueueing, and completing a task, within a transaction of the application's own, when its tables are in the file of the
+//! store.
 
 use std::path::Path;
 
 use rusqlite::Transaction;
-use windlass_core::backend::{Push, Pushed};
+use serde::Serialize;
+use windlass_core::backend::{Push, Pushed, Settlement};
+use windlass_core::call::Call;
 use windlass_core::view::Retention;
-use windlass_core::{Clock, StoreError, SystemClock};
+use windlass_core::{Clock, StoreError, SystemClock, TaskError};
 
 use crate::errors::Fault;
 use crate::push::{self, NewTask, PreparedGroup};
 use crate::schema;
+use crate::settle::{self, PreparedSettle};
 use crate::statements::Statements;
 use crate::tx::{Memory, Tx};
 
@@ -49,22 +53,93 @@ use crate::tx::{Memory, Tx};
 /// ```
 pub fn push_in(transaction: &Transaction<'_>, push: &Push) -> Result<Vec<Pushed>, StoreError> {
     push.check()?;
+    let groups: Vec<_> = push.groups.iter().map(PreparedGroup::of).collect();
+    let tasks: Vec<_> = push.envelopes.iter().map(NewTask::of).collect();
+    within(transaction, |tx| push::push_all(tx, &groups, &tasks))
+}
+
+/// Why a task was not completed. The transaction must be rolled back.
+#[derive(Debug, thiserror::Error)]
+pub enum CompleteInError {
+    /// The attempt has lost its lease, or was completed before: another one may run, and the effects of this one must not stay.
+    #[error("the task is not held by this attempt any more")]
+    Stale,
+    /// The output cannot be stored.
+    #[error("{0}")]
+    Output(String),
+    /// The store refused, as it may refuse a push.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Completes the task of this attempt in the caller's transaction, with everything that follows it: when the transaction
+/// commits, the task has succeeded together with the effects that the application has written there; when it rolls back,
+/// neither has happened. The handler returns the same output after the commit. One that returns without a commit has failed,
+/// and the task runs again.
+///
+/// So the effects of a task on tables in the file of the store happen exactly once, whenever a worker dies. What voids that:
+/// effects outside of this transaction, such as a mail or another file; a commit after an error of this function; a
+/// connection whose `PRAGMA synchronous` forgets commits when the machine loses its power (the store itself uses `FULL`).
+///
+/// Begin and commit as for [`push_in`], complete last, and commit at once: meanwhile nobody else writes, and that includes the
+/// renewal of the lease.
+///
+/// # Errors
+/// [`CompleteInError`]; roll back, whatever it is.
+///
+/// # Example
+/// ```
+/// use rusqlite::{Connection, TransactionBehavior};
+/// use windlass_core::{TaskError, call::Call};
+/// # fn example(shop: &mut Connection, call: &Call) -> Result<usize, TaskError> {
+/// let transaction = shop.transaction_with_behavior(TransactionBehavior::Immediate)?;
+/// let moved = transaction.execute("UPDATE account SET balance = balance - 100 WHERE id = 1", [])?;
+/// windlass_sqlite::complete_in(&transaction, call, &moved)?;
+/// transaction.commit()?;
+/// Ok(moved)
+/// # }
+/// ```
+pub fn complete_in<T: Serialize>(
+    transaction: &Transaction<'_>,
+    call: &Call,
+    output: &T,
+) -> Result<(), CompleteInError> {
+    let settled = call.completion(output).map_err(|error| match error {
+        TaskError::Fatal(failure) | TaskError::Failed(failure) => CompleteInError::Output(failure.message),
+        other => CompleteInError::Output(format!("{other:?}")),
+    })?;
+    let settled = PreparedSettle::of(&settled);
+    match within(transaction, |tx| settle::settle(tx, &settled))? {
+        Settlement::Applied => Ok(()),
+        Settlement::Stale => Err(CompleteInError::Stale),
+    }
+}
+
+/// Does something in the caller's transaction, or nothing.
+fn within<T>(
+    transaction: &Transaction<'_>,
+    change: impl FnOnce(&mut Tx<'_>) -> Result<T, Fault>,
+) -> Result<T, StoreError> {
     let path = transaction.path().unwrap_or("the database").to_owned();
-    let attempt = || -> Result<Vec<Pushed>, Fault> {
-        transaction.execute_batch("SAVEPOINT windlass_push")?;
-        let pushed = push_on(transaction, push, Path::new(&path));
-        let end =
-            if pushed.is_ok() { "RELEASE windlass_push" } else { "ROLLBACK TO windlass_push; RELEASE windlass_push" };
+    let path = Path::new(&path);
+    let attempt = || -> Result<T, Fault> {
+        transaction.execute_batch("SAVEPOINT windlass")?;
+        let changed = change_on(transaction, path, change);
+        let end = if changed.is_ok() { "RELEASE windlass" } else { "ROLLBACK TO windlass; RELEASE windlass" };
         // SQLite rolls everything back by itself after some errors, such as a full disk: then there is nothing to end.
         if !transaction.is_autocommit() {
             transaction.execute_batch(end)?;
         }
-        pushed
+        changed
     };
-    attempt().map_err(|fault| explained(fault).into_store_error(Path::new(&path)))
+    attempt().map_err(|fault| explained(fault).into_store_error(path))
 }
 
-fn push_on(transaction: &Transaction<'_>, push: &Push, path: &Path) -> Result<Vec<Pushed>, Fault> {
+fn change_on<T>(
+    transaction: &Transaction<'_>,
+    path: &Path,
+    change: impl FnOnce(&mut Tx<'_>) -> Result<T, Fault>,
+) -> Result<T, Fault> {
     let pending = schema::pending(schema::version(transaction)?, path)?;
     if !pending.steps.is_empty() {
         return Err(Fault::Store(StoreError::Broken(format!(
@@ -80,13 +155,9 @@ fn push_on(transaction: &Transaction<'_>, push: &Push, path: &Path) -> Result<Ve
         memory: &mut memory,
         statements: Statements::default(),
     };
-    for group in &push.groups {
-        push::create_group(&mut tx, &PreparedGroup::of(group))?;
-    }
-    let answers = push.envelopes.iter().map(|envelope| push::push(&mut tx, &NewTask::of(envelope)));
-    let pushed = answers.collect::<Result<Vec<_>, _>>()?;
+    let changed = change(&mut tx)?;
     tx.flush()?;
-    Ok(pushed)
+    Ok(changed)
 }
 
 /// What SQLite means by busy when no patience would help.

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Where to look: `schema` tables and migrations; `open` the path and the threads; `writer`, `tx`, `statements` what a transaction is;
-//! `push`, `claim`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules`, `transfer` one verb each; `read`, `listing`, `info`
-//! what people see; `join` pushes in a transaction of yours; `wake` waiting, `log_watch` what the kernel tells of others; `file` the file under us; `errors` what SQLite's errors mean.
+//! `push`, `claim`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules`, `notes`, `transfer` one verb each; `line`, `turns`,
+//! `limits` which tasks a claim may take; `read`, `listing`, `info` what people see; `join` pushes and completes in a transaction
+//! of yours; `wake` waiting, `log_watch` what the kernel tells of others; `file` the file under us; `errors` what SQLite's errors mean.
 //!
 //! # What was measured
 //!
@@ -42,6 +43,7 @@ mod flow;
 mod info;
 mod join;
 mod limits;
+mod line;
 mod listing;
 mod log_watch;
 mod notes;
@@ -71,7 +73,7 @@ use windlass_core::time::LeaseGuard;
 use windlass_core::view::{Check, Retention};
 use windlass_core::{Clock, StoreError};
 
-pub use join::push_in;
+pub use join::{CompleteInError, complete_in, push_in};
 pub use open::{Durability, Migrations, NetworkFiles, Options};
 pub use schema::{Pending, SCHEMA_VERSION};
 

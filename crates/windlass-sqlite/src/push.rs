@@ -1,31 +1,28 @@
 //! Push: new tasks, new groups, and the tasks that follow others.
 //!
+//! A push is refused by the length of its queue; what follows another task, or comes back, never is.
+//!
 //! Bodies are encoded by the task that calls, not by the writer thread.
 
-use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
 use windlass_core::backend::Pushed;
-use windlass_core::envelope::Unique;
+use windlass_core::envelope::InvalidBody;
 use windlass_core::flow::{NewGroup, stranded_verdict};
 use windlass_core::state::rank;
 use windlass_core::{
-    Args, DeadReason, Due, Envelope, Failure, Key, OnConflict, Priority, QueueName, State, TaskId, TaskName, Timestamp,
-    UniqueHold, Verdict,
+    DeadReason, Due, Envelope, Failure, Key, OnConflict, Priority, QueueName, State, TaskId, TaskName, Timestamp,
+    Unique, UniqueHold, Verdict,
 };
 
 use crate::errors::Fault;
-use crate::rows;
-use crate::rows::{Id, id_of, micros, reason_code, state_code, to_json};
+use crate::rows::{self, Id, id_of, micros, ready_at, reason_code, state_code, to_json};
 use crate::settle;
 use crate::tx::Tx;
 
 /// A body over this many bytes is kept beside its task: half a page, so that a task's row never overflows one.
 pub(crate) const INLINE_BYTES_MAX: usize = 2_048;
-
-/// The end of a key that is taken until its task starts.
-const UNTIL_STARTED: Timestamp = Timestamp::MAX;
 
 /// An envelope as it is stored.
 #[derive(Debug)]
@@ -42,17 +39,11 @@ pub(crate) struct NewTask {
     unique: Option<Unique>,
     workflow: Option<TaskId>,
     has_flow: bool,
-    /// What a task that it replaces gets; empty when it replaces none.
-    args: Args,
-    headers: BTreeMap<String, String>,
 }
 
 impl NewTask {
     pub(crate) fn of(envelope: &Envelope) -> Self {
-        let replaces = envelope.unique.as_ref().is_some_and(|unique| unique.on_conflict != OnConflict::Keep);
         Self {
-            args: if replaces { envelope.args.clone() } else { Args::none() },
-            headers: if replaces { envelope.headers.clone() } else { BTreeMap::new() },
             id: envelope.id.clone(),
             name: envelope.name.clone(),
             queue: envelope.queue.clone(),
@@ -68,6 +59,10 @@ impl NewTask {
         }
     }
 
+    pub(crate) fn id(&self) -> &TaskId {
+        &self.id
+    }
+
     /// Where its life begins: state, the column `at`, rank.
     fn beginning(&self, now: Timestamp) -> (State, i64, i64) {
         match self.due.instant(now) {
@@ -76,10 +71,20 @@ impl NewTask {
         }
     }
 
-    /// The body as the task's row keeps it: not at all when it is large.
+    /// The body as the task's row keeps it.
     fn inline_body(&self) -> Option<&str> {
-        Some(self.body.as_str()).filter(|body| body.len() <= INLINE_BYTES_MAX)
+        inline(&self.body)
     }
+
+    /// The envelope that it was made of, without its due time.
+    fn envelope(&self) -> Result<Envelope, InvalidBody> {
+        Envelope::from_body(self.id.clone(), self.name.clone(), self.queue.clone(), self.priority, &self.body)
+    }
+}
+
+/// A body as its task's row keeps it: not at all when it is large.
+pub(crate) fn inline(body: &str) -> Option<&str> {
+    Some(body).filter(|body| body.len() <= INLINE_BYTES_MAX)
 }
 
 /// A group as it is stored.
@@ -97,87 +102,75 @@ impl PreparedGroup {
     }
 }
 
-/// Stores a task unless its id or its unique key is taken.
-pub(crate) fn push(tx: &mut Tx<'_>, task: &NewTask) -> Result<Pushed, Fault> {
-    if let Some(unique) = &task.unique {
-        if place_of(tx, &task.id)?.is_some() {
-            return Ok(Pushed::Exists(task.id.clone()));
-        }
-        if let Some(holder) = holder_of(tx, unique)? {
-            return replace(tx, task, unique, holder);
-        }
+/// The free places of a queue that has a length.
+struct Free {
+    queue: i64,
+    limit: u64,
+    places: u64,
+    wanted: u64,
+}
+
+/// Stores what somebody pushes: tasks and groups, as far as their queues have room.
+pub(crate) fn push_all(tx: &mut Tx<'_>, groups: &[PreparedGroup], tasks: &[NewTask]) -> Result<Vec<Pushed>, Fault> {
+    let mut free = free_places(tx, tasks)?;
+    if !groups.is_empty()
+        && let Some(full) = free.iter().find(|free| free.wanted > free.places)
+    {
+        // A group of which members are missing would be waited for without end.
+        return Ok(vec![Pushed::Full { limit: full.limit }; tasks.len()]);
     }
-    if let Some(limit) = tx.rules()?.length(&task.queue) {
+    groups.iter().try_for_each(|group| create_group(tx, group).map(drop))?;
+    tasks.iter().map(|task| push_within(tx, task, &mut free)).collect()
+}
+
+/// Stores a task unless its queue is full.
+fn push_within(tx: &mut Tx<'_>, task: &NewTask, free: &mut [Free]) -> Result<Pushed, Fault> {
+    if free.is_empty() {
+        return push(tx, task);
+    }
+    let queue = tx.queue(&task.queue)?;
+    let Some(free) = free.iter_mut().find(|free| free.queue == queue) else { return push(tx, task) };
+    if free.places == 0 {
+        // What is there already is answered as such, however full its queue is.
+        let known = conflict(tx, task)?.map(|id| replace(tx, task, id)).transpose()?;
+        return Ok(known.unwrap_or(Pushed::Full { limit: free.limit }));
+    }
+    let pushed = push(tx, task)?;
+    free.places -= u64::from(pushed == Pushed::Stored);
+    Ok(pushed)
+}
+
+/// How many places are free in the queues that have a length.
+fn free_places(tx: &mut Tx<'_>, tasks: &[NewTask]) -> Result<Vec<Free>, Fault> {
+    let mut free: Vec<Free> = Vec::new();
+    let rules = tx.rules()?;
+    if rules.is_empty() {
+        return Ok(free);
+    }
+    for task in tasks {
+        let Some(limit) = rules.length(&task.queue) else { continue };
         let queue = tx.queue(&task.queue)?;
-        if tx.waiting(queue)? >= limit {
-            let known = place_of(tx, &task.id)?.is_some();
-            return Ok(if known { Pushed::Exists(task.id.clone()) } else { Pushed::Full { limit } });
+        if let Some(free) = free.iter_mut().find(|free| free.queue == queue) {
+            free.wanted += 1;
+            continue;
         }
+        let places = limit.saturating_sub(tx.waiting(queue)?);
+        free.push(Free { queue, limit, places, wanted: 1 });
+    }
+    Ok(free)
+}
+
+/// Stores a task unless its id or its unique key is taken.
+fn push(tx: &mut Tx<'_>, task: &NewTask) -> Result<Pushed, Fault> {
+    if task.unique.is_some()
+        && let Some(id) = conflict(tx, task)?
+    {
+        return replace(tx, task, id);
     }
     store(tx, task)
 }
 
-/// The limit of the first queue that has no room for all tasks of a push.
-pub(crate) fn full_for(tx: &mut Tx<'_>, tasks: &[NewTask]) -> Result<Option<u64>, Fault> {
-    let rules = tx.rules()?;
-    if rules.is_empty() {
-        return Ok(None);
-    }
-    let mut wanted: HashMap<&QueueName, u64> = HashMap::new();
-    for task in tasks {
-        *wanted.entry(&task.queue).or_default() += 1;
-    }
-    for (name, wanted) in wanted {
-        let Some(limit) = rules.length(name) else { continue };
-        let queue = tx.queue(name)?;
-        if tx.waiting(queue)? + wanted > limit {
-            return Ok(Some(limit));
-        }
-    }
-    Ok(None)
-}
-
-/// Does what the unique key of a new task says about the one that has it.
-fn replace(tx: &mut Tx<'_>, task: &NewTask, unique: &Unique, holder: TaskId) -> Result<Pushed, Fault> {
-    if unique.on_conflict == OnConflict::Keep {
-        return Ok(Pushed::Exists(holder));
-    }
-    let Some(held) = settle::held_under(tx, &holder)? else { return Ok(Pushed::Exists(holder)) };
-    let Some(mut record) = rows::record_at(tx.db, held.seq)? else { return Ok(Pushed::Exists(holder)) };
-    if !matches!(record.state, State::Scheduled | State::Ready) {
-        return Ok(Pushed::Exists(holder));
-    }
-    let due = unique.due_of_replacement(task.due, record.due_at, record.enqueued_at, tx.now).instant(tx.now);
-    let mut select = tx.prepare("SELECT rank FROM windlass_task WHERE seq = ?1")?;
-    let old_rank: i64 = select.query_row([held.seq], |row| row.get(0))?;
-    let ready_at = match unique.on_conflict {
-        OnConflict::Debounce => due.unwrap_or(tx.now),
-        OnConflict::Keep | OnConflict::Replace => rows::ready_at(old_rank, record.envelope.priority),
-    };
-    record.envelope.args = task.args.clone();
-    record.envelope.headers = task.headers.clone();
-    record.envelope.priority = task.priority;
-    let body = record.envelope.to_body();
-    let inline = Some(&body).filter(|body| body.len() <= INLINE_BYTES_MAX);
-    let state = if due.is_some() { State::Scheduled } else { State::Ready };
-    tx.execute(
-        "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, priority = ?5, body = ?6 WHERE seq = ?1",
-        params![
-            held.seq,
-            state_code(state),
-            due.map_or(0, Timestamp::as_micros),
-            rank(task.priority, ready_at),
-            task.priority.level(),
-            inline,
-        ],
-    )?;
-    store_body(tx, held.seq, &body)?;
-    held.count_change(tx, state)?;
-    tx.wake(held.queue);
-    Ok(Pushed::Replaced(holder))
-}
-
-/// Stores a task whose unique key is free.
+/// Stores a task whose unique key is free, unless its id is known.
 fn store(tx: &mut Tx<'_>, task: &NewTask) -> Result<Pushed, Fault> {
     let (state, at, rank) = task.beginning(tx.now);
     let Some(queue) = insert(tx, task, state, at, rank)? else { return Ok(Pushed::Exists(task.id.clone())) };
@@ -190,12 +183,61 @@ fn store(tx: &mut Tx<'_>, task: &NewTask) -> Result<Pushed, Fault> {
     Ok(Pushed::Stored)
 }
 
+/// The task that has the id of a new one, or its unique key.
+fn conflict(tx: &Tx<'_>, task: &NewTask) -> Result<Option<TaskId>, Fault> {
+    if place_of(tx, &task.id)?.is_some() {
+        return Ok(Some(task.id.clone()));
+    }
+    taken_by(tx, task)
+}
+
+/// The task that has the unique key of a new one.
+fn taken_by(tx: &Tx<'_>, task: &NewTask) -> Result<Option<TaskId>, Fault> {
+    task.unique.as_ref().map_or(Ok(None), |unique| holder_of(tx, unique))
+}
+
+/// Does what the unique key of a new task says about the one that has it.
+fn replace(tx: &mut Tx<'_>, new: &NewTask, id: TaskId) -> Result<Pushed, Fault> {
+    let unique = new.unique.as_ref().filter(|unique| unique.on_conflict != OnConflict::Keep && id != new.id);
+    let Some(unique) = unique else { return Ok(Pushed::Exists(id)) };
+    let Some(held) = settle::held_under(tx, &id)? else { return Ok(Pushed::Exists(id)) };
+    let waits = matches!(held.state, State::Scheduled | State::Ready);
+    let record = if waits { rows::record_at(tx.db, held.seq)? } else { None };
+    // One that cannot be read is left to whoever looks at it.
+    let Some(record) = record.filter(|record| !rows::is_damaged(record)) else { return Ok(Pushed::Exists(id)) };
+    let Ok(newer) = new.envelope() else { return Ok(Pushed::Exists(id)) };
+    let due = unique.due_of_replacement(new.due, record.due_at, record.enqueued_at, tx.now).instant(tx.now);
+    let old_rank = tx
+        .prepare("SELECT rank FROM windlass_task WHERE seq = ?1")?
+        .query_row([held.seq], |row| row.get::<_, i64>(0))?;
+    let ready_at = match unique.on_conflict {
+        OnConflict::Debounce => due.unwrap_or(tx.now),
+        OnConflict::Keep | OnConflict::Replace => ready_at(old_rank, record.envelope.priority),
+    };
+    let state = if due.is_some() { State::Scheduled } else { State::Ready };
+    let body = Envelope { args: newer.args, headers: newer.headers, ..record.envelope }.to_body();
+    tx.execute(
+        "UPDATE windlass_task SET priority = ?2, state = ?3, at = ?4, rank = ?5, body = ?6, waits_for = NULL WHERE seq = ?1",
+        params![
+            held.seq,
+            new.priority.level(),
+            state_code(state),
+            due.map_or(0, Timestamp::as_micros),
+            rank(new.priority, ready_at),
+            inline(&body),
+        ],
+    )?;
+    store_body(tx, held.seq, &body)?;
+    settle::move_to(tx, &held, state)?;
+    Ok(Pushed::Replaced(id))
+}
+
 /// Stores a task that follows another one. A known one is left alone, unless it died because nothing led to it: then it
 /// is revived and ready, as it is pushed now.
 pub(crate) fn push_following(tx: &mut Tx<'_>, task: &NewTask) -> Result<(), Fault> {
     let Some(place) = place_of(tx, &task.id)? else {
-        // What follows is never refused for want of room.
-        if task.unique.as_ref().map(|unique| holder_of(tx, unique)).transpose()?.flatten().is_none() {
+        // One whose unique key is taken is left out, whatever it would do to another.
+        if taken_by(tx, task)?.is_none() {
             store(tx, task)?;
         }
         return Ok(());
@@ -214,7 +256,7 @@ pub(crate) fn push_following(tx: &mut Tx<'_>, task: &NewTask) -> Result<(), Faul
     tx.execute(
         "UPDATE windlass_task SET queue = ?2, name = ?3, priority = ?4, state = 1, at = 0, rank = ?5, attempt = 0, \
          crashes = 0, has_flow = ?6, expires = ?7, keep = ?8, guard = ?9, key = ?10, workflow = ?11, reason = NULL, \
-         failure = NULL, history = NULL, body = ?12 WHERE seq = ?1",
+         failure = NULL, history = NULL, memo = NULL, waits_for = NULL, body = ?12 WHERE seq = ?1",
         params![
             place.seq,
             queue,
@@ -339,33 +381,22 @@ pub(crate) fn holder_of(tx: &Tx<'_>, unique: &Unique) -> Result<Option<TaskId>, 
 
 /// Takes a unique key that is free, or whose window has ended.
 pub(crate) fn take(tx: &Tx<'_>, unique: &Unique, id: &TaskId) -> Result<(), Fault> {
-    take_until(tx, unique, id, taken_until(unique, tx.now))
-}
-
-/// Until when a key is taken by a task that was pushed then; `None`: until it has ended.
-pub(crate) fn taken_until(unique: &Unique, pushed_at: Timestamp) -> Option<Timestamp> {
-    match (unique.window, unique.hold) {
-        (Some(window), _) => Some(pushed_at + window),
-        (None, UniqueHold::Started) => Some(UNTIL_STARTED),
-        (None, UniqueHold::Ended) => None,
-    }
-}
-
-/// Gives back a key that was taken until the start of its task.
-pub(crate) fn give_back_started(tx: &Tx<'_>, key: &str, id: &TaskId) -> Result<(), Fault> {
-    tx.execute(
-        "DELETE FROM windlass_taken WHERE key = ?1 AND id = ?2 AND until = ?3",
-        params![key, Id(id), UNTIL_STARTED.as_micros()],
-    )?;
-    Ok(())
+    take_until(tx, unique, id, unique.window.map(|window| tx.now + window))
 }
 
 /// The same with the end of its window.
 pub(crate) fn take_until(tx: &Tx<'_>, unique: &Unique, id: &TaskId, until: Option<Timestamp>) -> Result<(), Fault> {
+    let until_started = until.is_none() && unique.hold == UniqueHold::Started;
     tx.execute(
-        "INSERT OR REPLACE INTO windlass_taken (key, id, until) VALUES (?1, ?2, ?3)",
-        params![unique.key.as_str(), Id(id), until.map(Timestamp::as_micros)],
+        "INSERT OR REPLACE INTO windlass_taken (key, id, until, until_started) VALUES (?1, ?2, ?3, ?4)",
+        params![unique.key.as_str(), Id(id), until.map(Timestamp::as_micros), until_started],
     )?;
+    Ok(())
+}
+
+/// Gives a unique key back that its task holds until it starts.
+pub(crate) fn started(tx: &Tx<'_>, key: &str, id: &TaskId) -> Result<(), Fault> {
+    tx.execute("DELETE FROM windlass_taken WHERE key = ?1 AND id = ?2 AND until_started = 1", params![key, Id(id)])?;
     Ok(())
 }
 

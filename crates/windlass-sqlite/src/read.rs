@@ -11,14 +11,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 use windlass_core::view::{Counts, QueueCounts, Record};
 use windlass_core::{QueueName, StoreError, TaskId, TaskName};
 
-use crate::claim::ready_names;
 use crate::errors::Fault;
+use crate::line::any_line;
 use crate::rows::{self, Id, RECORD, parse, priority_of, ready_at, text};
 use crate::{Alive, Shared};
 
@@ -158,46 +158,24 @@ pub(crate) fn counts(db: &Connection) -> Result<Counts, Fault> {
     Ok(Counts { queues, paused_tasks, closed: crate::tx::is_closed(db)? })
 }
 
-/// The oldest of the first tasks of the keys of a queue, as far as it is worth looking.
-fn first_keyed(db: &Connection, queue: i64) -> Result<Option<(i64, i64)>, Fault> {
-    let mut select = db.prepare_cached(
-        "SELECT key, rank, priority FROM windlass_task INDEXED BY windlass_task_keyed \
-         WHERE state = 1 AND key IS NOT NULL AND queue = ?1 AND key > ?2 ORDER BY key, name, rank LIMIT 1",
-    )?;
-    let (mut first, mut after) = (None::<(i64, i64)>, String::new());
-    for _ in 0..KEYS_LOOKED_AT {
-        let next = select.query_row(params![queue, after], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
-        });
-        let Some((key, rank, priority)) = next.optional()? else { break };
-        if first.is_none_or(|first| rank < first.0) {
-            first = Some((rank, priority));
-        }
-        after = key;
-    }
-    Ok(first)
-}
-
-/// The most keys that are looked at for the age of a queue.
-const KEYS_LOOKED_AT: usize = 1_000;
-
 /// Since when the task of a queue waits that is claimed next.
 fn first_of(db: &Connection, queue: i64) -> Result<Option<windlass_core::Timestamp>, Fault> {
-    let mut select = db.prepare_cached(
-        "SELECT rank, priority FROM windlass_task INDEXED BY windlass_task_ready \
-         WHERE state = 1 AND key IS NULL AND queue = ?1 AND name = ?2 ORDER BY rank, seq LIMIT 1",
-    )?;
     let mut first: Option<(i64, i64)> = None;
-    for name in ready_names(db, queue)? {
-        let candidate: (i64, i64) = select.query_row([queue, name], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        if first.is_none_or(|first| candidate.0 < first.0) {
-            first = Some(candidate);
+    any_line(db, queue, |line| {
+        let mut select = db.prepare_cached(line.text(
+            "SELECT rank, priority FROM windlass_task INDEXED BY windlass_task_ready \
+             WHERE state = 1 AND key IS NULL AND queue = ?1 AND ?2 IS NULL AND name = ?3 ORDER BY rank, seq LIMIT 1",
+            "SELECT rank, priority FROM windlass_task INDEXED BY windlass_task_keyed \
+             WHERE state = 1 AND key IS NOT NULL AND queue = ?1 AND key = ?2 AND name = ?3 ORDER BY rank, seq LIMIT 1",
+        ))?;
+        for name in line.names(db)? {
+            let values = params![queue, line.key_text(), name];
+            let candidate: (i64, i64) = select.query_row(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
+            if first.is_none_or(|first| candidate.0 < first.0) {
+                first = Some(candidate);
+            }
         }
-    }
-    if let Some(keyed) = first_keyed(db, queue)?
-        && first.is_none_or(|first| keyed.0 < first.0)
-    {
-        first = Some(keyed);
-    }
+        Ok(false)
+    })?;
     first.map(|(rank, priority)| Ok(ready_at(rank, priority_of(priority)?))).transpose()
 }

@@ -166,7 +166,7 @@ pub(crate) fn record(row: &Row<'_>) -> Result<(i64, Record), Fault> {
         Ok(envelope) => envelope,
         // A task that cannot be read is shown without its arguments: somebody must be able to find and discard it.
         Err(invalid) => {
-            failure = Some(Failure::new("damaged", &invalid));
+            failure = Some(Failure::new(DAMAGED, &invalid));
             let mut bare = Envelope::new(name, queue, Args::none());
             bare.id = id;
             bare.priority = priority;
@@ -195,13 +195,18 @@ pub(crate) fn record(row: &Row<'_>) -> Result<(i64, Record), Fault> {
             reason: row.get::<_, Option<i64>>(13)?.map(reason_of).transpose()?,
             failure,
             history: json_column(row, 17, "history")?.unwrap_or_default(),
-            memo: row.get::<_, Option<String>>(20)?.unwrap_or_default(),
-            waits_for: optional_text(row, 21)?
-                .filter(|_| state == State::Scheduled)
-                .map(|name| parse("signal name", name))
-                .transpose()?,
+            memo: optional_text(row, 20)?.map(str::to_owned).unwrap_or_default(),
+            waits_for: optional_text(row, 21)?.map(|signal| parse("name of a signal", signal)).transpose()?,
         },
     ))
+}
+
+/// The class of the failure that a record shows whose task cannot be read.
+pub(crate) const DAMAGED: &str = "damaged";
+
+/// Whether the task of a record cannot be read: its arguments are not what was pushed.
+pub(crate) fn is_damaged(record: &Record) -> bool {
+    record.failure.as_ref().is_some_and(|failure| failure.class == DAMAGED)
 }
 
 /// The record at a place; `None` when there is none.

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use windlass_core::backend::{Pushed, ScheduleChange, ScheduleChanged};
 use windlass_core::schedule::Schedule;
 use windlass_core::view::ScheduleRecord;
-use windlass_core::{ScheduleId, TaskId, Timestamp};
+use windlass_core::{ScheduleId, Timestamp};
 
 use crate::errors::Fault;
 use crate::push::{self, NewTask};
@@ -18,7 +18,7 @@ pub(crate) enum PreparedChange {
     Pause(ScheduleId),
     Resume { id: ScheduleId, next: Option<Timestamp> },
     Remove(ScheduleId),
-    Fire { id: ScheduleId, expected: Timestamp, next: Option<Timestamp>, push: Vec<(TaskId, NewTask)>, missed: u64 },
+    Fire { id: ScheduleId, expected: Timestamp, next: Option<Timestamp>, push: Vec<NewTask>, missed: u64 },
 }
 
 impl PreparedChange {
@@ -34,7 +34,7 @@ impl PreparedChange {
                 id: id.clone(),
                 expected: *expected,
                 next: *next,
-                push: push.iter().map(|envelope| (envelope.id.clone(), NewTask::of(envelope))).collect(),
+                push: push.iter().map(NewTask::of).collect(),
                 missed: *missed,
             },
         }
@@ -101,7 +101,7 @@ fn fire(
     id: &ScheduleId,
     expected: Timestamp,
     next: Option<Timestamp>,
-    push: &[(TaskId, NewTask)],
+    push: &[NewTask],
     missed: u64,
 ) -> Result<ScheduleChanged, Fault> {
     if tx.paused()?.closed {
@@ -117,13 +117,10 @@ fn fire(
         Some((slot, false)) if slot != Some(expected.as_micros()) => return Ok(ScheduleChanged::Raced),
         Some((_, false)) => {}
     }
-    let (mut fired, mut last_task) = (0_i64, None);
-    for (id, task) in push {
-        if push::push(tx, task)? == Pushed::Stored {
-            fired += 1;
-            last_task = Some(id);
-        }
-    }
+    let pushed = push::push_all(tx, &[], push)?;
+    let stored: Vec<&NewTask> =
+        push.iter().zip(&pushed).filter(|(_, pushed)| **pushed == Pushed::Stored).map(|(task, _)| task).collect();
+    let (fired, last_task) = (stored.len() as i64, stored.last().map(|task| task.id()));
     tx.execute(
         "UPDATE windlass_schedule SET next = ?2, fired = fired + ?3, missed = missed + ?4, \
          last_task = coalesce(?5, last_task), last_fired_at = CASE WHEN ?3 > 0 THEN ?6 ELSE last_fired_at END \

@@ -5,7 +5,7 @@
 //! One table holds all tasks, living and ended. Tables apart were measured (claim and settle of one no-op task, 2.5 GHz):
 //! 4.6 us with a table of ended tasks, 3.7 us with one table and partial indices, because a settle then changes one row
 //! in place instead of deleting four index entries and writing four others. What keeps the hot index small is its
-//! condition: `ready` holds ready tasks only.
+//! condition: `ready` holds ready tasks without a key only.
 //!
 //! The columns `at` and `rank` mean what the state needs:
 //!
@@ -43,7 +43,7 @@ struct Migration {
 /// `MIGRATIONS[n]` leads from version n to n + 1. Published ones never change.
 const MIGRATIONS: [Migration; SCHEMA_VERSION as usize] = [
     Migration { what: "create the tables", sql: CREATE },
-    Migration { what: "add limits, turns of keys, memos and notes", sql: SHARE },
+    Migration { what: "add limits, turns of keys, memos and notes", sql: ADD_LIMITS_AND_NOTES },
 ];
 
 const CREATE: &str = "
@@ -156,19 +156,28 @@ CREATE TABLE windlass_order (number INTEGER PRIMARY KEY, node TEXT NOT NULL, wha
 CREATE INDEX windlass_order_node ON windlass_order (node);
 ";
 
-/// Ready tasks with a key leave the index of those without: a claim then finds the next key, and the names of a key, by a
-/// seek each, and a queue without keys is walked as before.
-const SHARE: &str = "
+const ADD_LIMITS_AND_NOTES: &str = "
 ALTER TABLE windlass_task ADD COLUMN memo TEXT;       -- lines that only grow
 ALTER TABLE windlass_task ADD COLUMN waits_for TEXT;  -- the signal that a scheduled task waits for
-ALTER TABLE windlass_queue ADD COLUMN turn_key TEXT;  -- whose turn it is; NULL: tasks without a key
-ALTER TABLE windlass_queue ADD COLUMN turn_left INTEGER NOT NULL DEFAULT 0;
+
+-- Tasks with a key have an index of their own, so that a queue without keys costs what it always did.
 DROP INDEX windlass_task_ready;
 CREATE INDEX windlass_task_ready ON windlass_task (queue, name, rank) WHERE state = 1 AND key IS NULL;
 CREATE INDEX windlass_task_keyed ON windlass_task (queue, key, name, rank) WHERE state = 1 AND key IS NOT NULL;
+
+-- Whose turn it is among the keys of a queue (NULL: tasks without a key), and how much is left of it.
+ALTER TABLE windlass_queue ADD COLUMN turn_key TEXT;
+ALTER TABLE windlass_queue ADD COLUMN turn_left INTEGER NOT NULL DEFAULT 0;
+
+-- 1: given back by the first claim of its task.
+ALTER TABLE windlass_taken ADD COLUMN until_started INTEGER NOT NULL DEFAULT 0;
+
+-- Rules as JSON; what is counted at gates, and until when they are held. `limits` rises with every change of a rule or a
+-- hold: who has read them asks for this number only.
 CREATE TABLE windlass_limit (subject TEXT PRIMARY KEY, rule TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE windlass_hold (gate TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE windlass_gate (gate TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE windlass_gate (gate TEXT PRIMARY KEY, next INTEGER, hold INTEGER) STRICT, WITHOUT ROWID;
+CREATE INDEX windlass_gate_hold ON windlass_gate (hold) WHERE hold IS NOT NULL;
+
 CREATE TABLE windlass_note (
     space TEXT NOT NULL,
     key TEXT NOT NULL,
@@ -178,7 +187,7 @@ CREATE TABLE windlass_note (
     PRIMARY KEY (space, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX windlass_note_expires ON windlass_note (expires);
-INSERT INTO windlass_meta VALUES ('note_version', 0);
+INSERT INTO windlass_meta VALUES ('limits', 0), ('note_version', 0);
 ";
 
 /// The migrations that a file needs.
@@ -239,5 +248,81 @@ pub(crate) fn migrate(db: &mut Connection, path: &Path) -> Result<usize, Fault> 
         step.execute("UPDATE windlass_meta SET value = ?1 WHERE key = 'version'", [version + 1])?;
         step.commit()?;
         steps_done += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rusqlite::params;
+    use windlass_core::backend::{Backend, Demand, Push, Pushed};
+    use windlass_core::{Args, Envelope, Key, NodeId, QueueName, TaskName, Unique, UniqueKey};
+
+    use super::*;
+    use crate::{Options, SqliteStore};
+
+    fn demand(max: usize) -> Demand {
+        Demand {
+            node: NodeId::known("node-1"),
+            queues: vec![QueueName::default()],
+            max,
+            lease: Duration::from_secs(30),
+            except: Vec::new(),
+            wait: Duration::ZERO,
+            hush: tokio_util::sync::CancellationToken::new(),
+        }
+    }
+
+    /// A file of version 1 with these tasks: rows as that version wrote them.
+    fn old_file(file: &Path, tasks: &[Envelope]) {
+        let db = Connection::open(file).expect("a new file");
+        db.execute_batch(CREATE).expect("the tables");
+        db.execute_batch("INSERT INTO windlass_queue (name, ready) VALUES ('default', 2)").expect("a queue");
+        db.execute_batch("INSERT INTO windlass_name (name) VALUES ('work')").expect("a name");
+        for (task, seq) in tasks.iter().zip(1..) {
+            let unique = task.unique.as_ref().map(|unique| unique.key.as_str());
+            let values =
+                params![seq, crate::rows::Id(&task.id), task.key.as_ref().map(Key::as_str), unique, task.to_body()];
+            db.execute(
+                "INSERT INTO windlass_task (seq, id, queue, name, priority, state, at, rank, fence, attempt, crashes, \
+                 enqueued_at, cancel, has_flow, key, guard, body) \
+                 VALUES (?1, ?2, 1, 1, 5, 1, 0, ?1, 0, 0, 0, 0, 0, 0, ?3, ?4, ?5)",
+                values,
+            )
+            .expect("a task");
+            if let Some(unique) = unique {
+                db.execute(
+                    "INSERT INTO windlass_taken VALUES (?1, ?2, NULL)",
+                    params![unique, crate::rows::Id(&task.id)],
+                )
+                .expect("a key");
+            }
+            db.execute("UPDATE windlass_meta SET value = ?1 WHERE key = 'next_seq'", [seq + 1]).expect("counted");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_of_version_1_goes_on_as_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("tasks.db");
+        let task = || Envelope::new(TaskName::known("work"), QueueName::default(), Args::none());
+        let keyed = Envelope { key: Some(Key::known("acme")), ..task() };
+        let unique = Envelope { unique: Some(Unique::new(UniqueKey::known("one"))), ..task() };
+        old_file(&file, &[keyed.clone(), unique.clone()]);
+        let store = SqliteStore::open(&file, Options::default()).expect("it is brought up to date");
+        let again = Push { envelopes: vec![Envelope { id: task().id, ..unique.clone() }], groups: Vec::new() };
+        assert_eq!(store.push(&again).await.expect("pushed"), [Pushed::Exists(unique.id.clone())]);
+        let claims = store.claim(&demand(10)).await.expect("claimed");
+        let mut ids: Vec<String> = claims.iter().map(|claim| claim.receipt.id.to_string()).collect();
+        let mut expected = [keyed.id.to_string(), unique.id.to_string()];
+        ids.sort();
+        expected.sort();
+        assert_eq!(ids, expected);
+        assert_eq!(
+            store.push(&again).await.expect("pushed"),
+            [Pushed::Exists(unique.id)],
+            "it holds its key to the end"
+        );
     }
 }

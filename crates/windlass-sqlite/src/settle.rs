@@ -92,20 +92,9 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settle
     match &settled.verdict {
         Verdict::Again { after, .. } => {
             note_attempt(tx, &held, &settled.verdict)?;
-            let state = settled.verdict.state();
-            let again_at = tx.now + *after;
-            let mut select = tx.prepare("SELECT priority FROM windlass_task WHERE seq = ?1")?;
-            let priority = priority_of(select.query_row([held.seq], |row| row.get(0))?)?;
-            tx.execute(
-                "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, crashes = 0 WHERE seq = ?1",
-                params![held.seq, state_code(state), again_at.as_micros(), rank(priority, again_at)],
-            )?;
-            move_to(tx, &held, state)?;
+            again_at(tx, &held, settled.verdict.state(), tx.now + *after)?;
         }
-        Verdict::Awaits { signal, seen, at_most } => {
-            note_attempt(tx, &held, &settled.verdict)?;
-            await_signal(tx, &held, signal, *seen, *at_most)?;
-        }
+        Verdict::Awaits { signal, seen, at_most } => wait_for(tx, &held, &settled.verdict, signal, *seen, *at_most)?,
         Verdict::Released | Verdict::Parked => {
             // Back to its old place; the attempt was none.
             let state = settled.verdict.state();
@@ -124,31 +113,39 @@ pub(crate) fn settle(tx: &mut Tx<'_>, settled: &PreparedSettle) -> Result<Settle
     Ok(Settlement::Applied)
 }
 
-/// Puts a task aside until a signal comes, unless one has come that its holder has not seen.
-fn await_signal(
+/// Leaves a task to a later time.
+fn again_at(tx: &mut Tx<'_>, held: &Held, state: State, at: Timestamp) -> Result<(), Fault> {
+    let mut select = tx.prepare("SELECT priority FROM windlass_task WHERE seq = ?1")?;
+    let priority = priority_of(select.query_row([held.seq], |row| row.get(0))?)?;
+    tx.execute(
+        "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, crashes = 0 WHERE seq = ?1",
+        params![held.seq, state_code(state), at.as_micros(), rank(priority, at)],
+    )?;
+    move_to(tx, held, state)
+}
+
+/// Leaves a task to a signal, unless one has come that its holder has not seen.
+fn wait_for(
     tx: &mut Tx<'_>,
     held: &Held,
+    verdict: &Verdict,
     signal: &SignalName,
     seen: usize,
     at_most: Duration,
 ) -> Result<(), Fault> {
-    let mut select =
-        tx.prepare("SELECT priority, length(CAST(coalesce(memo, '') AS BLOB)) FROM windlass_task WHERE seq = ?1")?;
-    let (priority, bytes): (i64, i64) = select.query_row([held.seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let came = bytes as usize > seen || at_most.is_zero();
-    let state = if came { State::Ready } else { State::Scheduled };
-    let ready_at = if came { tx.now } else { tx.now + at_most };
-    tx.execute(
-        "UPDATE windlass_task SET state = ?2, at = ?3, rank = ?4, crashes = 0, waits_for = ?5 WHERE seq = ?1",
-        params![
-            held.seq,
-            state_code(state),
-            ready_at.as_micros(),
-            rank(priority_of(priority)?, ready_at),
-            Some(signal.as_str()).filter(|_| !came),
-        ],
-    )?;
-    move_to(tx, held, state)
+    note_attempt(tx, held, verdict)?;
+    if at_most.is_zero() || memo_bytes(tx, held.seq)? > seen {
+        return again_at(tx, held, State::Ready, tx.now);
+    }
+    tx.execute("UPDATE windlass_task SET waits_for = ?2 WHERE seq = ?1", params![held.seq, signal.as_str()])?;
+    again_at(tx, held, State::Scheduled, tx.now + at_most)
+}
+
+/// How long the memo of a task is.
+pub(crate) fn memo_bytes(tx: &Tx<'_>, seq: i64) -> Result<usize, Fault> {
+    let mut select = tx.prepare("SELECT coalesce(length(CAST(memo AS BLOB)), 0) FROM windlass_task WHERE seq = ?1")?;
+    let bytes: i64 = select.query_row([seq], |row| row.get(0))?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 /// Ends a plain task that succeeded with one statement. Answers whether it was that.
@@ -311,7 +308,7 @@ pub(crate) fn end_by_store(tx: &mut Tx<'_>, held: &Held, verdict: &Verdict) -> R
 }
 
 /// Counts the change and wakes whom it concerns.
-fn move_to(tx: &mut Tx<'_>, held: &Held, state: State) -> Result<(), Fault> {
+pub(crate) fn move_to(tx: &mut Tx<'_>, held: &Held, state: State) -> Result<(), Fault> {
     held.count_change(tx, state)?;
     if state.is_final() {
         tx.ended(&held.id);
@@ -346,7 +343,7 @@ pub(crate) fn with_attempt(tx: &Tx<'_>, seq: i64, failure: &Failure) -> Result<S
 /// Makes a task that was claimed but cannot be read a dead letter: it would be claimed again and again.
 pub(crate) fn bury(tx: &mut Tx<'_>, receipt: &Receipt, detail: &str) -> Result<(), Fault> {
     if let Some(held) = held_by(tx, receipt)? {
-        let failure = Failure::new("damaged", detail);
+        let failure = Failure::new(rows::DAMAGED, detail);
         end(tx, &held, &Verdict::Dead { reason: DeadReason::Malformed, failure })?;
     }
     Ok(())

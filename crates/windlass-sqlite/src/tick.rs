@@ -13,6 +13,7 @@ use windlass_core::{DeadReason, NodeId, State, Timestamp, Verdict};
 
 use crate::errors::Fault;
 use crate::limits;
+use crate::notes;
 use crate::rows::{READY, id_of, priority_of, state_code, to_json};
 use crate::settle::{self, Held};
 use crate::tx::Tx;
@@ -38,7 +39,6 @@ pub(crate) fn tick(tx: &mut Tx<'_>, node: &NodeId, leases: Leases) -> Result<Tic
     let ended = ended + expire_late(tx)? + end_parked(tx)?;
     let pruned = prune(tx)?;
     forget(tx)?;
-    limits::forget(tx)?;
     shrink(tx)?;
     Ok(Ticked {
         rescued,
@@ -63,7 +63,10 @@ pub(crate) fn promote(tx: &mut Tx<'_>, max: usize) -> Result<usize, Fault> {
         due.push((row.get(0)?, row.get(1)?, rank(priority_of(row.get(2)?)?, due_at)));
     }
     for (seq, queue, rank) in &due {
-        tx.execute("UPDATE windlass_task SET state = 1, at = 0, rank = ?2 WHERE seq = ?1", [seq, rank])?;
+        tx.execute(
+            "UPDATE windlass_task SET state = 1, at = 0, rank = ?2, waits_for = NULL WHERE seq = ?1",
+            [seq, rank],
+        )?;
         tx.count(*queue, Some(State::Scheduled), Some(State::Ready));
         tx.wake(*queue);
     }
@@ -247,8 +250,10 @@ pub(crate) fn remove(tx: &mut Tx<'_>, held: &Held) -> Result<(), Fault> {
     held.count_change(tx, None)
 }
 
-/// Removes what else is kept no longer: unique keys, groups, nodes.
+/// Removes what else is kept no longer: unique keys, notes, gates, groups, nodes.
 fn forget(tx: &mut Tx<'_>) -> Result<(), Fault> {
+    notes::prune(tx, EACH_MAX)?;
+    limits::prune(tx)?;
     let now = tx.now_micros();
     tx.execute(
         "DELETE FROM windlass_taken WHERE key IN \

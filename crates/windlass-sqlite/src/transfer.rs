@@ -170,16 +170,15 @@ fn import_task(tx: &mut Tx<'_>, task: &NewTask, record: &Record, ready_at: Times
             record.result.as_ref().map(Json::as_str),
             keep.map(|keep| at.as_micros().saturating_add(micros(keep))),
             Some(&record.memo).filter(|memo| !memo.is_empty()),
-            record.waits_for.as_ref().map(SignalName::as_str),
+            record.waits_for.as_ref().filter(|_| state == State::Scheduled).map(SignalName::as_str),
         ],
     )?;
     if state.is_final() && state != State::Dead && keep.is_none() {
         tx.keep(1)?;
     }
     if let Some(unique) = &record.envelope.unique {
-        let until = push::taken_until(unique, record.enqueued_at);
-        let lives = !state.is_final();
-        let wanted = if unique.window.is_some() { until.is_some_and(|until| until > tx.now) } else { lives };
+        let until = unique.window.map(|window| record.enqueued_at + window);
+        let wanted = until.map_or(!state.is_final(), |until| until > tx.now);
         if wanted && push::holder_of(tx, unique)?.is_none() {
             push::take_until(tx, unique, &record.envelope.id, until)?;
         }

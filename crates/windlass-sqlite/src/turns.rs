@@ -1,101 +1,154 @@
-//! Claims of queues that have keys or limits: keys take turns, and every gate of a task lets it pass.
+//! Taking tasks of a queue by turns: its keys in a circle, weighted ([`windlass_core::fair`]), and every task through its
+//! gates ([`windlass_core::limit`]).
+//!
+//! A queue without keys is one line and has no turns. Of the others, a claim reads the keys one by one from whose turn it is,
+//! as many as it has places; a key that has nothing for it leaves the circle of this claim.
 
-use std::collections::HashSet;
+use std::cell::Cell;
+use std::collections::{HashSet, VecDeque};
 
-use rusqlite::{OptionalExtension, params};
-use windlass_core::backend::Demand;
+use rusqlite::params;
 use windlass_core::fair::{KEYS_PER_CLAIM, Turn, deal};
-use windlass_core::limit::{Admission, Gate, GateState};
-use windlass_core::{Key, QueueName, TaskName};
+use windlass_core::limit::{Admission, Gate, GateState, Rules};
+use windlass_core::{Key, QueueName, TaskName, Timestamp};
 
-use crate::claim::{self, Claimed};
+use crate::claim::{Taking, take_of};
 use crate::errors::Fault;
 use crate::limits::{self, Running};
+use crate::line::{self, From};
 use crate::rows::{optional_text, parse};
-use crate::tick;
 use crate::tx::Tx;
 
-/// A queue under a claim.
-#[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub(crate) demand: &'a Demand,
-    pub(crate) queue: &'a QueueName,
-    pub(crate) number: i64,
-    /// Names that are left to others.
-    pub(crate) shut: &'a [i64],
-}
-
-/// What a claim of one queue works with.
-struct Passing<'r> {
+/// The gates as one claim passes them; what is counted at each is read once.
+pub(crate) struct Gates<'r> {
+    rules: &'r Rules,
     admission: Admission<'r>,
-    running: Running,
-    /// Keys of which this claim can take nothing more.
-    set_aside: HashSet<Option<Key>>,
+    /// Counted when it is asked for first. What this claim starts is counted by the admission.
+    running: Option<Running>,
 }
 
-/// Whether a claim of this queue must look at limits, or let keys take turns.
-pub(crate) fn is_shared(tx: &mut Tx<'_>, queue: i64) -> Result<bool, Fault> {
-    Ok(!tx.rules()?.is_empty() || has_keys(tx.db, queue)?)
+/// A queue and a name, by their numbers too.
+#[derive(Clone, Copy)]
+pub(crate) struct Of<'a> {
+    pub(crate) queue: (&'a QueueName, i64),
+    pub(crate) name: (&'a TaskName, i64),
 }
 
-/// Whether tasks with a key are ready in a queue.
-pub(crate) fn has_keys(db: &rusqlite::Connection, queue: i64) -> Result<bool, Fault> {
-    let mut select = db.prepare_cached(
-        "SELECT 1 FROM windlass_task INDEXED BY windlass_task_keyed WHERE state = 1 AND key IS NOT NULL AND queue = ?1 LIMIT 1",
-    )?;
-    Ok(select.exists([queue])?)
+impl<'r> Gates<'r> {
+    pub(crate) fn new(rules: &'r Rules, now: Timestamp) -> Self {
+        Self { rules, admission: Admission::new(rules, now), running: None }
+    }
+
+    /// Whether there is nothing to look at.
+    pub(crate) fn are_open(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// How many tasks may start.
+    pub(crate) fn room(&mut self, tx: &Tx<'_>, of: Of<'_>, key: Option<&Key>) -> Result<u64, Fault> {
+        let Self { rules, admission, running } = self;
+        let ((queue, queue_number), (name, name_number)) = (of.queue, of.name);
+        admission.room(queue, name, key, |gate| state_of(tx, rules, running, gate, (queue_number, name_number)))
+    }
+
+    /// Whether the queue itself, or the key in it, lets nothing start.
+    pub(crate) fn is_shut(
+        &mut self,
+        tx: &Tx<'_>,
+        (queue, number): (&QueueName, i64),
+        key: Option<&Key>,
+    ) -> Result<bool, Fault> {
+        if self.are_open() {
+            return Ok(false);
+        }
+        let Self { rules, admission, running } = self;
+        // No gate that is asked about here is one of a name.
+        admission.is_shut(queue, key, |gate| state_of(tx, rules, running, gate, (number, 0)))
+    }
+
+    /// How many tasks may start from a queue, whatever their names and keys.
+    fn room_of_queue(&mut self, tx: &Tx<'_>, (queue, number): (&QueueName, i64)) -> Result<usize, Fault> {
+        let Self { rules, admission, running } = self;
+        let room = admission.room_of_queue(queue, |gate| state_of(tx, rules, running, gate, (number, 0)))?;
+        Ok(usize::try_from(room).unwrap_or(usize::MAX))
+    }
+
+    /// Counts tasks that start.
+    pub(crate) fn start(&mut self, queue: &QueueName, name: &TaskName, key: Option<&Key>, started: usize) {
+        self.admission.start(queue, name, key, started as u64);
+    }
+
+    /// Keeps what the claim has counted. One that started nothing has counted nothing, and must not write: its write would
+    /// wake others that wait, whose writes would wake this one.
+    pub(crate) fn keep(&self, tx: &Tx<'_>) -> Result<(), Fault> {
+        self.admission.counted().try_for_each(|(gate, next)| limits::keep_next(tx, gate, next))
+    }
+
+    /// When a gate that was shut opens by itself.
+    pub(crate) fn opens_at(&self) -> Option<Timestamp> {
+        self.admission.opens_at()
+    }
 }
 
-/// Takes from a queue what its gates let pass, its keys in turns.
-pub(crate) fn take(tx: &mut Tx<'_>, place: Place<'_>, claimed: &mut Vec<Claimed>) -> Result<(), Fault> {
-    let rules = tx.rules()?;
-    let running = if rules.count_running() { limits::running(tx.db)? } else { Running::new() };
-    let mut passing = Passing { admission: Admission::new(&rules, tx.now), running, set_aside: HashSet::new() };
-    let mut turn = turn_of(tx, place.number)?;
-    let began_with = turn.clone();
-    while claimed.len() < place.demand.max {
+fn state_of(
+    tx: &Tx<'_>,
+    rules: &Rules,
+    running: &mut Option<Running>,
+    gate: &Gate,
+    (queue, name): (i64, i64),
+) -> Result<GateState, Fault> {
+    let next = limits::next_of(tx, gate)?;
+    if !rules.count_running() {
+        return Ok(GateState { next, running: 0 });
+    }
+    let running = match running {
+        Some(running) => running,
+        None => running.insert(Running::count(tx.db)?),
+    };
+    Ok(GateState { next, running: running.of(gate, queue, name) })
+}
+
+/// Takes what a queue has for the demand.
+pub(crate) fn take_from(tx: &mut Tx<'_>, taking: &mut Taking<'_, '_>) -> Result<(), Fault> {
+    let (_, number) = taking.queue;
+    if !line::any_with_key(tx.db, number)? {
+        let room = taking.room();
+        return take_of(tx, taking, None, room).map(drop);
+    }
+    let before = turn_of(tx, number)?;
+    let had = taking.claimed.len();
+    let mut turn = before.clone();
+    let mut circle = Circle::beginning_with(number, before.key.clone());
+    loop {
         // Dealing more places than the gate of the queue has would let turns pass in which nothing is taken.
-        let running = &passing.running;
-        let of_queue = passing.admission.room_of_queue(place.queue, |gate| state_of(tx, running, gate))?;
-        let room = (place.demand.max - claimed.len()).min(usize::try_from(of_queue).unwrap_or(usize::MAX));
+        let room = taking.room().min(taking.gates.room_of_queue(tx, taking.queue)?);
         if room == 0 {
             break;
         }
-        let participants = participants(tx, place.number, &turn, room, &passing.set_aside)?;
-        let Some(first) = participants.first() else { break };
+        circle.fill(tx, room + 1)?;
+        let Some(first) = circle.ahead.front() else { break };
+        let rules = taking.gates.rules;
         let left = if turn.key == *first { turn.left } else { rules.weight(first.as_ref()) };
+        let participants: Vec<Option<Key>> = circle.ahead.iter().take(room + 1).cloned().collect();
         let weights: Vec<u32> = participants.iter().map(|key| rules.weight(key.as_ref())).collect();
         let (shares, (next, left)) = deal(&weights, left, room);
         turn = Turn { key: participants[next].clone(), left };
+        circle.pass(next);
+        let mut out = HashSet::new();
         for (key, share) in participants.into_iter().zip(shares).filter(|(_, share)| *share > 0) {
-            if !take_of_key(tx, place, key.as_ref(), share, &mut passing, claimed)? {
-                passing.set_aside.insert(key);
+            if take_of(tx, taking, key.as_ref(), share)? < share {
+                out.insert(key);
             }
         }
+        circle.leave(&out);
     }
-    if turn != began_with {
+    if turn != before && taking.claimed.len() > had {
         tx.execute(
             "UPDATE windlass_queue SET turn_key = ?2, turn_left = ?3 WHERE id = ?1",
-            params![place.number, turn.key.as_ref().map(Key::as_str), turn.left],
+            params![number, turn.key.as_ref().map(Key::as_str), turn.left],
         )?;
     }
-    for (gate, next) in passing.admission.counted() {
-        tx.execute(
-            "INSERT OR REPLACE INTO windlass_gate (gate, next) VALUES (?1, ?2)",
-            params![gate.to_string(), next.as_micros()],
-        )?;
-    }
-    let opens_at = [tx.memory.opens_at, passing.admission.opens_at()];
-    tx.memory.opens_at = opens_at.into_iter().flatten().min();
     Ok(())
-}
-
-/// What is known of a gate.
-fn state_of(tx: &Tx<'_>, running: &Running, gate: &Gate) -> Result<GateState, Fault> {
-    let of = |(queue, name, key, count): &(QueueName, TaskName, Option<Key>, u64)| {
-        if gate.is_of(queue, name, key.as_ref()) { *count } else { 0 }
-    };
-    Ok(GateState { next: limits::next_of(tx, gate)?, running: running.iter().map(of).sum() })
 }
 
 fn turn_of(tx: &Tx<'_>, queue: i64) -> Result<Turn, Fault> {
@@ -106,184 +159,93 @@ fn turn_of(tx: &Tx<'_>, queue: i64) -> Result<Turn, Fault> {
     Ok(Turn { key, left: row.get(1)? })
 }
 
-/// The keys with ready tasks, beginning with whose turn it is; one more than there are places, who is next.
-fn participants(
-    tx: &Tx<'_>,
+/// The lines of a queue that take part in a claim, in the order of their turns. Those that are not needed are not read.
+struct Circle {
     queue: i64,
-    turn: &Turn,
-    room: usize,
-    set_aside: &HashSet<Option<Key>>,
-) -> Result<Vec<Option<Key>>, Fault> {
-    let mut found = Vec::new();
-    let mut looked = 0;
-    let mut add = |key: Option<Key>, found: &mut Vec<Option<Key>>| {
-        if !set_aside.contains(&key) {
-            found.push(key);
-        }
-        looked += 1;
-        found.len() <= room && looked <= KEYS_PER_CLAIM
-    };
-    let plain = plainly_ready(tx, queue)?;
-    let begin = turn.key.as_ref();
-    let mut goes_on = true;
-    if begin.is_none() && plain {
-        goes_on = add(None, &mut found);
-    }
-    let mut key = if goes_on { key_from(tx, queue, begin)? } else { None };
-    while let Some(this) = key {
-        key = if add(Some(this.clone()), &mut found) { key_after(tx, queue, &this)? } else { None };
-        goes_on = key.is_some() || found.len() <= room;
-    }
-    if let Some(begin) = begin.filter(|_| goes_on) {
-        goes_on = !plain || add(None, &mut found);
-        let mut key = if goes_on { key_from(tx, queue, None)? } else { None };
-        while let Some(this) = key.filter(|this| this < begin) {
-            key = if add(Some(this.clone()), &mut found) { key_after(tx, queue, &this)? } else { None };
-        }
-    }
-    Ok(found)
+    first: Option<Key>,
+    unread: Unread,
+    /// The most keys that are still read.
+    left: Cell<usize>,
+    /// Beginning with whose turn it is.
+    ahead: VecDeque<Option<Key>>,
+    /// Those whose turn is over; after the last that is read, they come again.
+    passed: VecDeque<Option<Key>>,
 }
 
-fn plainly_ready(tx: &Tx<'_>, queue: i64) -> Result<bool, Fault> {
-    let mut select = tx.prepare(
-        "SELECT 1 FROM windlass_task INDEXED BY windlass_task_ready WHERE state = 1 AND key IS NULL AND queue = ?1 LIMIT 1",
-    )?;
-    Ok(select.exists([queue])?)
+/// What has not been read of the circle.
+enum Unread {
+    /// The keys from here on; then tasks without a key, and the keys before the first.
+    ToTheEnd(From),
+    /// Tasks without a key, and the keys before the first.
+    FromTheStart,
+    /// The keys from here on that come before the first.
+    ToTheFirst(From),
+    Nothing,
 }
 
-fn key_from(tx: &Tx<'_>, queue: i64, from: Option<&Key>) -> Result<Option<Key>, Fault> {
-    let mut select = tx.prepare(
-        "SELECT key FROM windlass_task INDEXED BY windlass_task_keyed \
-         WHERE state = 1 AND key IS NOT NULL AND queue = ?1 AND key >= ?2 ORDER BY key LIMIT 1",
-    )?;
-    let key: Option<String> =
-        select.query_row(params![queue, from.map_or("", Key::as_str)], |row| row.get(0)).optional()?;
-    key.map(|key| parse("key", &key)).transpose()
-}
+impl Circle {
+    fn beginning_with(queue: i64, first: Option<Key>) -> Self {
+        let unread = match &first {
+            Some(key) => Unread::ToTheEnd(From::Key(key.clone())),
+            None => Unread::FromTheStart,
+        };
+        Self { queue, first, unread, left: Cell::new(KEYS_PER_CLAIM), ahead: VecDeque::new(), passed: VecDeque::new() }
+    }
 
-fn key_after(tx: &Tx<'_>, queue: i64, after: &Key) -> Result<Option<Key>, Fault> {
-    let mut select = tx.prepare(
-        "SELECT key FROM windlass_task INDEXED BY windlass_task_keyed \
-         WHERE state = 1 AND key IS NOT NULL AND queue = ?1 AND key > ?2 ORDER BY key LIMIT 1",
-    )?;
-    let key: Option<String> = select.query_row(params![queue, after.as_str()], |row| row.get(0)).optional()?;
-    key.map(|key| parse("key", &key)).transpose()
-}
+    /// Sees to it that this many are ahead, when there are so many.
+    fn fill(&mut self, tx: &Tx<'_>, wanted: usize) -> Result<(), Fault> {
+        while self.ahead.len() < wanted && self.read_one(tx)? {}
+        if self.ahead.len() < wanted {
+            self.ahead.append(&mut self.passed);
+        }
+        Ok(())
+    }
 
-/// Takes up to `share` tasks with this key (or without one). Answers whether there may be more that can be taken.
-fn take_of_key(
-    tx: &mut Tx<'_>,
-    place: Place<'_>,
-    key: Option<&Key>,
-    share: usize,
-    passing: &mut Passing<'_>,
-    claimed: &mut Vec<Claimed>,
-) -> Result<bool, Fault> {
-    let names = open_names(tx, place, key)?;
-    let Passing { admission, running, .. } = passing;
-    let mut rooms = Vec::with_capacity(names.len());
-    for number in names {
-        let name = tx.name_word(number)?;
-        let room = admission.room(place.queue, &name, key, |gate| state_of(tx, running, gate))?;
-        if room > 0 {
-            rooms.push((number, name, room));
+    /// Reads the next line of the circle; answers whether there was one.
+    fn read_one(&mut self, tx: &Tx<'_>) -> Result<bool, Fault> {
+        loop {
+            let (found, unread) = match &self.unread {
+                Unread::ToTheEnd(from) => match self.next_key(tx, from)? {
+                    Some(key) => (Some(Some(key.clone())), Unread::ToTheEnd(From::After(key))),
+                    None => (None, Unread::FromTheStart),
+                },
+                Unread::FromTheStart => {
+                    (line::any_without_key(tx.db, self.queue)?.then_some(None), Unread::ToTheFirst(From::Start))
+                }
+                Unread::ToTheFirst(from) => match self.next_key(tx, from)? {
+                    Some(key) if self.first.as_ref().is_none_or(|first| key < *first) => {
+                        (Some(Some(key.clone())), Unread::ToTheFirst(From::After(key)))
+                    }
+                    Some(_) | None => (None, Unread::Nothing),
+                },
+                Unread::Nothing => return Ok(false),
+            };
+            self.unread = unread;
+            if let Some(line) = found {
+                self.ahead.push_back(line);
+                return Ok(true);
+            }
         }
     }
-    if rooms.is_empty() {
-        return Ok(false);
-    }
-    if let [(number, name, room)] = &rooms[..]
-        && key.is_none()
-    {
-        let wanted = usize::try_from(*room).unwrap_or(usize::MAX).min(share);
-        let before = claimed.len();
-        let node = tx.node(&place.demand.node)?;
-        if claim::take_all(tx, place.demand, node, (place.queue, place.number), *number, wanted, claimed)? {
-            let taken = claimed.len() - before;
-            admission.start(place.queue, name, key, taken as u64);
-            return Ok(taken == share);
-        }
-    }
-    let best = best_of(tx, place.number, key, &rooms, share)?;
-    let found = best.len();
-    let (mut taken, mut late) = (0, 0);
-    let node = tx.node(&place.demand.node)?;
-    for (_, seq, index) in best {
-        if taken == share {
-            break;
-        }
-        let (_, name, _) = &rooms[index];
-        // Gates that several names pass have less room with each that starts.
-        if admission.room(place.queue, name, key, |gate| state_of(tx, running, gate))? == 0 {
-            continue;
-        }
-        if let Some(task) = claim::take(tx, place.demand, node, place.queue, seq)? {
-            admission.start(place.queue, name, key, 1);
-            claimed.push(task);
-            taken += 1;
-        } else {
-            tick::expire(tx, seq)?;
-            late += 1;
-        }
-    }
-    Ok(taken == share || (late > 0 && found > 0))
-}
 
-/// The names of a key of a queue of which there are ready tasks that may be taken.
-fn open_names(tx: &mut Tx<'_>, place: Place<'_>, key: Option<&Key>) -> Result<Vec<i64>, Fault> {
-    let mut names = match key {
-        None => claim::ready_names(tx.db, place.number)?,
-        Some(key) => names_of(tx, place.number, key)?,
-    };
-    let paused = tx.paused()?;
-    names.retain(|name| !place.shut.contains(name) && !paused.names.contains(name));
-    Ok(names)
-}
-
-fn names_of(tx: &Tx<'_>, queue: i64, key: &Key) -> Result<Vec<i64>, Fault> {
-    let mut next = tx.prepare(
-        "SELECT name FROM windlass_task INDEXED BY windlass_task_keyed \
-         WHERE state = 1 AND key IS NOT NULL AND queue = ?1 AND key = ?2 AND name > ?3 ORDER BY name LIMIT 1",
-    )?;
-    let (mut names, mut after) = (Vec::new(), 0);
-    while let Some(name) = next.query_row(params![queue, key.as_str(), after], |row| row.get(0)).optional()? {
-        names.push(name);
-        after = name;
+    fn next_key(&self, tx: &Tx<'_>, from: &From) -> Result<Option<Key>, Fault> {
+        if self.left.get() == 0 {
+            return Ok(None);
+        }
+        self.left.set(self.left.get() - 1);
+        line::next_key(tx.db, self.queue, from)
     }
-    Ok(names)
-}
 
-/// The best ready tasks of these names, as rank, place and the index of the name, best first; of each name no more than it
-/// has room for.
-fn best_of(
-    tx: &Tx<'_>,
-    queue: i64,
-    key: Option<&Key>,
-    rooms: &[(i64, TaskName, u64)],
-    share: usize,
-) -> Result<Vec<(i64, i64, usize)>, Fault> {
-    let mut select = match key {
-        None => tx.prepare(
-            "SELECT rank, seq FROM windlass_task INDEXED BY windlass_task_ready \
-             WHERE state = 1 AND key IS NULL AND queue = ?1 AND name = ?2 AND ?4 IS NULL ORDER BY rank, seq LIMIT ?3",
-        )?,
-        Some(_) => tx.prepare(
-            "SELECT rank, seq FROM windlass_task INDEXED BY windlass_task_keyed \
-             WHERE state = 1 AND key IS NOT NULL AND queue = ?1 AND name = ?2 AND key = ?4 ORDER BY rank, seq LIMIT ?3",
-        )?,
-    };
-    let mut best = Vec::new();
-    for (index, (name, _, room)) in rooms.iter().enumerate() {
-        let most = usize::try_from(*room).unwrap_or(usize::MAX).min(share) as i64;
-        let mut rows = select.query(params![queue, name, most, key.map(Key::as_str)])?;
-        while let Some(row) = rows.next()? {
-            best.push((row.get(0)?, row.get(1)?, index));
+    /// The turns of this many are over.
+    fn pass(&mut self, turns: usize) {
+        self.passed.extend(self.ahead.drain(..turns));
+    }
+
+    /// Nothing more is taken of these.
+    fn leave(&mut self, out: &HashSet<Option<Key>>) {
+        if !out.is_empty() {
+            self.ahead.retain(|key| !out.contains(key));
+            self.passed.retain(|key| !out.contains(key));
         }
     }
-    best.sort_unstable();
-    // More than a share of them may be needed, when a gate shuts for some of the names.
-    if rooms.len() == 1 {
-        best.truncate(share);
-    }
-    Ok(best)
 }

@@ -11,6 +11,7 @@ use windlass_core::view::Retention;
 use windlass_core::{NodeId, QueueName, State, TaskId, TaskName, Timestamp};
 
 use crate::errors::Fault;
+use crate::limits;
 use crate::rows;
 use crate::statements::{Lent, Statements};
 
@@ -32,10 +33,12 @@ pub(crate) struct Memory {
     nodes: Words<NodeId>,
     /// What is paused, as far as this thread knows; forgotten when another process has written.
     paused: Option<Paused>,
-    /// The limits and holds, in the same way.
-    pub(crate) rules: Option<Arc<Rules>>,
-    /// When the claim at work could take more, by the gates that it found shut.
-    pub(crate) opens_at: Option<Timestamp>,
+    /// The limits, with the number that they were read under.
+    rules: Option<(i64, Arc<Rules>)>,
+    /// Whether that number is still the newest, as far as this thread knows.
+    rules_are_new: bool,
+    /// The gate after which the next tick goes on.
+    pub(crate) gates_pruned_to: String,
     pub(crate) transaction: Pending,
 }
 
@@ -53,19 +56,11 @@ pub(crate) struct Pending {
     pub(crate) woken: BTreeSet<i64>,
     /// Whether every waiting claim should look again.
     pub(crate) wake_all: bool,
-    /// Whether a task stopped running: others may have waited for that.
-    pub(crate) released: bool,
+    /// Whether a task stopped running: who waits for room may look again.
+    room_made: bool,
     /// Tasks that ended; collected only while somebody waits for one.
     pub(crate) ended: Vec<TaskId>,
     pub(crate) collect_ended: bool,
-}
-
-impl Pending {
-    /// How many tasks more wait in a queue than its counters say.
-    pub(crate) fn waiting_more(&self, queue: i64) -> i64 {
-        let states = [State::Scheduled, State::Ready, State::Parked].map(|state| rows::state_code(state) as usize);
-        self.counts.get(&queue).map_or(0, |counts| states.iter().map(|state| counts[*state]).sum())
-    }
 }
 
 /// What is paused.
@@ -108,7 +103,7 @@ impl Memory {
     /// Another process has written.
     pub(crate) fn others_wrote(&mut self) {
         self.paused = None;
-        self.rules = None;
+        self.rules_are_new = false;
     }
 
     /// The transaction was rolled back: nothing that it learned is true.
@@ -231,6 +226,41 @@ impl<'a> Tx<'a> {
         self.memory.paused = None;
     }
 
+    /// The limits that hold now.
+    pub(crate) fn rules(&mut self) -> Result<Arc<Rules>, Fault> {
+        if let Some((_, rules)) = self.memory.rules.as_ref().filter(|_| self.memory.rules_are_new) {
+            return Ok(Arc::clone(rules));
+        }
+        let version = self.meta("limits")?;
+        let rules = match self.memory.rules.take() {
+            Some((known, rules)) if known == version => rules,
+            // Most stores have none, and never had.
+            Some(_) | None if version == 0 => Arc::default(),
+            Some(_) | None => Arc::new(limits::rules(self.db)?),
+        };
+        self.memory.rules = Some((version, Arc::clone(&rules)));
+        self.memory.rules_are_new = true;
+        Ok(rules)
+    }
+
+    /// A rule or a hold was changed.
+    pub(crate) fn rules_changed(&mut self) -> Result<(), Fault> {
+        self.execute("UPDATE windlass_meta SET value = value + 1 WHERE key = 'limits'", [])?;
+        self.memory.rules_are_new = false;
+        Ok(())
+    }
+
+    /// How many tasks of a queue wait, with what this transaction has changed.
+    pub(crate) fn waiting(&self, queue: i64) -> Result<u64, Fault> {
+        let mut select = self.prepare("SELECT scheduled + ready + parked FROM windlass_queue WHERE id = ?1")?;
+        let stored: i64 = select.query_row([queue], |row| row.get(0))?;
+        let moved = self.memory.transaction.counts.get(&queue).map_or(0, |counts| {
+            let waiting = [State::Scheduled, State::Ready, State::Parked];
+            waiting.into_iter().map(|state| counts[rows::state_code(state) as usize]).sum()
+        });
+        Ok(u64::try_from(stored + moved).unwrap_or(0))
+    }
+
     /// The place of the next task in the order of insertion. Never used twice, so that a receipt of a task that was
     /// forgotten cannot fit another one.
     pub(crate) fn next_seq(&mut self) -> Result<i64, Fault> {
@@ -279,7 +309,7 @@ impl<'a> Tx<'a> {
 
     /// The same for several tasks of one queue.
     pub(crate) fn count_many(&mut self, queue: i64, from: Option<State>, to: Option<State>, tasks: i64) {
-        self.memory.transaction.released |= from == Some(State::Running);
+        self.memory.transaction.room_made |= from == Some(State::Running);
         let counts = self.memory.transaction.counts.entry(queue).or_default();
         if let Some(from) = from
             && (!from.is_final() || from == State::Dead)
@@ -321,6 +351,9 @@ impl<'a> Tx<'a> {
 
     /// Writes what was collected.
     pub(crate) fn flush(&mut self) -> Result<(), Fault> {
+        if self.memory.transaction.room_made && self.rules()?.count_running() {
+            self.memory.transaction.wake_all = true;
+        }
         let transaction = &mut self.memory.transaction;
         for (queue, [scheduled, ready, running, parked, succeeded, dead, cancelled, expired]) in
             transaction.counts.drain().filter(|(_, counts)| counts.iter().any(|count| *count != 0))

@@ -6,7 +6,8 @@
 //!   ([`crate::log_watch`]), or every 10 to 15 ms where nobody tells it: it sees what other processes commit, and it
 //!   knows when the next scheduled task falls due.
 //!
-//! A bell that rings means "ask again", nothing more.
+//! A bell that rings means "ask again", nothing more. A gate that opens by itself rings for nobody: the claims that found it
+//! shut know when that is and look by then.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,13 +18,14 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::Notify;
 use tracing::warn;
-use windlass_core::{QueueName, StoreError, TaskId, TaskName};
+use windlass_core::{Clock, QueueName, StoreError, TaskId, TaskName, Timestamp};
 
 use crate::errors::Fault;
+use crate::line::{Line, any_line};
 use crate::log_watch::{Heard, LogWatch, Waker};
 use crate::rows::Id;
 use crate::{Alive, Shared};
-use crate::{claim, file, turns, tx};
+use crate::{file, tx};
 
 /// How long after a write the lookout looks, and how long after the last look at least: whoever writes into the log has not
 /// committed yet, and several writes are one commit.
@@ -185,6 +187,20 @@ impl Bell {
     }
 }
 
+/// Waits for a gate that opens then, by the clock of the store; without one, for ever. The clock may be set meanwhile, so it
+/// is looked at again and again.
+pub(crate) async fn until(clock: &dyn Clock, opens_at: Option<Timestamp>) {
+    let Some(opens_at) = opens_at else { return std::future::pending().await };
+    loop {
+        let rest = opens_at.since(clock.now());
+        if rest.is_zero() {
+            return;
+        }
+        // tidy: allow(sleep): a gate opens at a time, and tells nobody
+        tokio::time::sleep(rest.min(LOOK_IN_SILENCE)).await;
+    }
+}
+
 /// Starts the lookout; it ends when the bell is closed.
 pub(crate) fn start_lookout(db: Connection, shared: Arc<Shared>, alive: Alive) -> Result<(), StoreError> {
     let now = Instant::now();
@@ -313,18 +329,23 @@ impl Lookout {
             if paused.queues.contains(&number) {
                 continue;
             }
-            if turns::has_keys(&self.db, number)? {
+            if any_line(&self.db, number, |line| self.is_wanted(line, claim, paused))? {
                 return Ok(true);
             }
-            for name in claim::ready_names(&self.db, number)? {
-                if paused.names.contains(&name) {
-                    continue;
-                }
-                let mut word = self.db.prepare_cached("SELECT name FROM windlass_name WHERE id = ?1")?;
-                let word: String = word.query_row([name], |row| row.get(0))?;
-                if !claim.except.iter().any(|except| except.as_str() == word) {
-                    return Ok(true);
-                }
+        }
+        Ok(false)
+    }
+
+    /// Whether a line has a ready task that the claim may take, as far as its gates let it.
+    fn is_wanted(&self, line: Line<'_>, claim: &ClaimWaits, paused: &tx::Paused) -> Result<bool, Fault> {
+        for name in line.names(&self.db)? {
+            if paused.names.contains(&name) {
+                continue;
+            }
+            let mut word = self.db.prepare_cached("SELECT name FROM windlass_name WHERE id = ?1")?;
+            let word: String = word.query_row([name], |row| row.get(0))?;
+            if !claim.except.iter().any(|except| except.as_str() == word) {
+                return Ok(true);
             }
         }
         Ok(false)

@@ -271,9 +271,6 @@ impl Thread {
         }
         tick::keep_within_maximum(&mut tx).map_err(Failed::OnTheWay)?;
         tx.flush().map_err(Failed::OnTheWay)?;
-        if tx.memory.transaction.released && tx.rules().map_err(Failed::OnTheWay)?.count_running() {
-            tx.memory.transaction.wake_all = true;
-        }
         let mut woken = Vec::new();
         for queue in std::mem::take(&mut tx.memory.transaction.woken) {
             woken.push(tx.queue_word(queue).map_err(Failed::OnTheWay)?);
@@ -451,27 +448,36 @@ mod tests {
     use super::*;
     use crate::{Options, SqliteStore};
 
-    fn store() -> (tempfile::TempDir, SqliteStore) {
+    fn store() -> (tempfile::TempDir, Arc<SqliteStore>) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let store = SqliteStore::open(folder.path().join("tasks.db"), Options::default()).expect("a new file");
-        (folder, store)
+        (folder, Arc::new(store))
     }
 
-    /// Keeps the thread busy until the answer is dropped, so that what is sent meanwhile waits together.
-    fn hold_up(store: &SqliteStore) -> (mpsc::Sender<()>, impl Future<Output = Result<(), StoreError>> + '_) {
+    /// Keeps the thread busy until `go` is dropped, so that what is sent meanwhile waits together. Answers when it is: what is
+    /// sent before could still join the job that keeps it.
+    async fn hold_up(store: &Arc<SqliteStore>) -> mpsc::Sender<()> {
         let (go, held) = mpsc::channel::<()>();
         let held = std::sync::Mutex::new(held);
-        let job = store.writer.write(1, move |_| {
-            let _ = held.lock().expect("nobody panicked").recv();
-            Ok(())
+        let (begin, begun) = oneshot::channel();
+        let mut begin = Some(begin);
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            let job = store.writer.write(1, move |_| {
+                begin.take().map(|begin| begin.send(()));
+                let _ = held.lock().expect("nobody panicked").recv();
+                Ok(())
+            });
+            job.await.expect("the job is sound");
         });
-        (go, job)
+        begun.await.expect("it begins");
+        go
     }
 
     #[tokio::test]
     async fn jobs_that_wait_together_share_one_commit() {
         let (_folder, store) = store();
-        let (go, held) = hold_up(&store);
+        let go = hold_up(&store).await;
         // Each job says whether it is the first of its transaction: the first one reads the next place from the file.
         let jobs = (0..50).map(|_| {
             store.writer.write(1, |tx| {
@@ -481,14 +487,14 @@ mod tests {
             })
         });
         let release = async { drop(go) };
-        let (_, firsts, ()) = tokio::join!(biased; held, all(jobs), release);
+        let (firsts, ()) = tokio::join!(biased; all(jobs), release);
         assert_eq!(firsts.iter().filter(|first| **first).count(), 1);
     }
 
     #[tokio::test]
     async fn a_job_that_fails_changes_nothing_and_fails_no_other() {
         let (_folder, store) = store();
-        let (go, held) = hold_up(&store);
+        let go = hold_up(&store).await;
         let good = |name: &'static str| {
             store.writer.write(1, move |tx| {
                 tx.execute("INSERT INTO windlass_name (name) VALUES (?1)", [name])?;
@@ -504,7 +510,7 @@ mod tests {
             panic!("a mistake of ours")
         });
         let release = async { drop(go) };
-        let (_, first, bad, mad, last, ()) = tokio::join!(biased; held, good("first"), bad, mad, good("last"), release);
+        let (first, bad, mad, last, ()) = tokio::join!(biased; good("first"), bad, mad, good("last"), release);
         assert!(first.is_ok() && last.is_ok());
         assert!(bad.is_err());
         assert!(matches!(mad, Err(StoreError::Broken(text)) if text.contains("a mistake of ours")));

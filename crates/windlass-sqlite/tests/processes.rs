@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use common::{claim, demand, done, open, place, push, settle, task};
 use windlass_core::StoreError;
 use windlass_core::backend::{Backend, Command, Settlement};
-use windlass_core::{QueueName, State};
+use windlass_core::limit::{Limit, LimitChange, Rule};
+use windlass_core::{Envelope, Key, QueueName, State};
 use windlass_sqlite::{Options, SqliteStore};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -59,6 +60,30 @@ async fn a_claim_is_woken_by_a_push_of_another_process() {
         push(&producer, vec![pushed.clone()]).await
     });
     assert_eq!(claims.unwrap()[0].envelope.id, pushed.id);
+}
+
+/// What a claim that finds its gates shut would write would wake the claims that wait in other processes, and theirs this one.
+#[tokio::test]
+async fn a_claim_that_finds_its_gates_shut_writes_nothing() {
+    let place = place();
+    let store = open(&place.file);
+    let rule = Rule { rate: Some("1/h".parse().unwrap()), ..Rule::default() };
+    for subject in ["queue:default", "keys-of-queue:default"] {
+        let limit = Limit { subject: subject.parse().unwrap(), rule: rule.clone() };
+        assert!(store.limit(&LimitChange::Set(limit)).await.unwrap());
+    }
+    let keyed = |key| Envelope { key: Some(Key::known(key)), ..task() };
+    push(&store, vec![keyed("a"), keyed("b"), keyed("a"), task()]).await;
+    assert_eq!(claim(&store, 10).await.len(), 1);
+    let watcher = rusqlite::Connection::open(&place.file).unwrap();
+    let version = || -> i64 { watcher.query_row("PRAGMA data_version", [], |row| row.get(0)).unwrap() };
+    let before = version();
+    for _ in 0..3 {
+        assert_eq!(claim(&store, 10).await.len(), 0);
+    }
+    assert_eq!(version(), before);
+    push(&store, vec![task()]).await;
+    assert_ne!(version(), before, "whatever is written is seen");
 }
 
 #[tokio::test]

@@ -19,6 +19,9 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// The exit code of a program whose store does not answer.
 pub(crate) const NO_STORE: i32 = 5;
 
+/// What a worker writes into its log before it aborts on purpose; the place where it does follows.
+pub const ABORTS: &str = "chaos: aborts after";
+
 /// Starts workers on one store, which write into one ledger.
 #[derive(Debug)]
 pub struct Fleet {
@@ -159,6 +162,17 @@ impl Worker {
         let log = self.log_text();
         let end: Vec<&str> = log.lines().rev().take(8).collect();
         anyhow::bail!("a worker has ended by itself ({status}); its log, newest first: {}", end.join("\n"))
+    }
+
+    /// Where it has aborted on purpose, when it has.
+    ///
+    /// # Errors
+    /// When it has ended for another reason.
+    pub fn aborted(&mut self) -> Result<Option<String>> {
+        let Some(status) = self.child.try_wait()? else { return Ok(None) };
+        let log = self.log_text();
+        let place = log.lines().find_map(|line| line.strip_prefix(ABORTS));
+        Ok(Some(place.with_context(|| format!("a worker has ended by itself ({status}): {log}"))?.trim().to_owned()))
     }
 
     /// What it has logged so far.

@@ -5,17 +5,20 @@
 //! | `ledger.rs` | what handlers have really done, written by themselves: the truth that stores are compared with |
 //! | `place.rs` | a store and the server below it, which can be taken away |
 //! | `fleet.rs` | worker processes, and what is done to them |
+//! | `bank/` | accounts in the database of the store, and transfers that are committed with their task |
 //! | `storm.rs` | the run: tasks, random faults, and the comparison at the end |
 //!
-//! The program `chaos-worker` is a worker with one task, which writes into the ledger. The tests in `tests/` are small runs
+//! The program `chaos-worker` is a worker with tasks that write into the ledger, `chaos-bank` one that makes transfers. The tests in `tests/` are small runs
 //! that are always made; `WINDLASS_CHAOS_TASKS` and `WINDLASS_CHAOS_SEED` make large ones, and repeat one.
 
+mod bank;
 mod fleet;
 mod ledger;
 mod place;
 mod storm;
 
-pub use fleet::{Fleet, Worker};
+pub use bank::{Bank, Books, Step, Transfer, bank};
+pub use fleet::{ABORTS, Fleet, Worker};
 pub use ledger::{LEDGER, Ledger, Runs};
 pub use place::{Place, Store};
-pub use storm::{Report, Storm, seed};
+pub use storm::{Report, Storm, seed, tasks};

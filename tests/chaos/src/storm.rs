@@ -64,6 +64,11 @@ pub fn seed() -> u64 {
     set("WINDLASS_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..))
 }
 
+/// How many tasks a run has: set in the environment for a large one.
+pub fn tasks() -> u32 {
+    set("WINDLASS_CHAOS_TASKS").and_then(|tasks| u32::try_from(tasks).ok()).unwrap_or(6_000)
+}
+
 fn set(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
@@ -71,7 +76,7 @@ fn set(name: &str) -> Option<u64> {
 impl Storm {
     /// The run of every test: its size and its seed may be set in the environment.
     pub fn usual(store: Store) -> Self {
-        let tasks = set("WINDLASS_CHAOS_TASKS").and_then(|tasks| u32::try_from(tasks).ok()).unwrap_or(6_000);
+        let tasks = tasks();
         let seed = seed();
         println!("{store}: {tasks} tasks, WINDLASS_CHAOS_SEED={seed}");
         Self { store, tasks, seed, crashes: 2, limit: Duration::from_secs(180 + u64::from(tasks) / 100) }

@@ -190,8 +190,11 @@ fn as_asked(call: &Call, outcome: Outcome) -> Outcome {
 }
 
 /// A handler that ends its task in a transaction of its own has ended it there, and nothing is left to be settled; this is
-/// what is recorded when it has not.
+/// what is recorded when it has not. One that fails does not claim to have committed.
 fn not_committed(call: &Call, outcome: Outcome) -> Outcome {
+    if !matches!(outcome, Outcome::Done(_)) {
+        call.forget_completion();
+    }
     match &outcome {
         Outcome::Done(_) if call.completed_with().is_some() => Outcome::Error(
             TaskError::failed("the transaction that completes the task was not committed").class("not_committed"),

@@ -368,6 +368,7 @@ macro_rules! __conformance_cases {
                 excepted_names_are_passed_over_in_every_key,
                 a_keyed_task_comes_back_to_its_key,
                 a_keyed_task_wakes_a_waiting_claim,
+                keys_take_turns_at_the_gate_of_their_queue,
                 many_keys_are_all_served,
             }
             memo {

@@ -101,6 +101,25 @@ pub async fn a_keyed_task_wakes_a_waiting_claim(h: &Harness) {
     assert_eq!(claims.iter().map(|claim| claim.receipt.id.clone()).collect::<Vec<_>>(), [id]);
 }
 
+/// A queue that lets only one task start at a time lets each key have its turn, however much a claim asks for.
+pub async fn keys_take_turns_at_the_gate_of_their_queue(h: &Harness) {
+    let limit = Limit {
+        subject: "queue:default".parse().expect("a subject"),
+        rule: Rule { concurrency: Some(1), ..Rule::default() },
+    };
+    answer(h.store.limit(&LimitChange::Set(limit)).await);
+    h.push_all(["a", "b", "c", "d", "e"].iter().flat_map(|key| [keyed(key), keyed(key)])).await;
+    let mut served = Vec::new();
+    for _ in 0..5 {
+        let claims = h.claim(demand(10)).await;
+        assert_eq!(claims.len(), 1);
+        h.settle(&claims[0], ok("1")).await;
+        served.push(key_of(&claims[0].envelope).to_owned());
+    }
+    served.sort();
+    assert_eq!(served, ["a", "b", "c", "d", "e"]);
+}
+
 /// Many keys with a task each are all served, each once.
 pub async fn many_keys_are_all_served(h: &Harness) {
     let ids = h.push_all((0..500).map(|number| keyed(&format!("key {number}")))).await;
