@@ -3,7 +3,7 @@
 //! Each node counts calls by itself; when too many fail it opens the breaker for all, by a note ([`crate::note`]) that the
 //! others see within [`REFRESH`]. When its time has passed, one node tries one call: the breaker closes, or opens again for
 //! twice as long. An attempt that meets an open breaker costs nothing: it ends as
-//! [`TaskError::Unavailable`](crate::TaskError::Unavailable), which spends no attempt.
+//! [`TaskError::Unavailable`], which spends no attempt.
 //!
 //! ```
 //! # use windlass_core::{Cx, TaskError, breaker::Breaker};

@@ -111,7 +111,7 @@ impl Call {
     }
 
     /// Holds a gate shut for a time: what a handler does when a service answers "retry after". Every worker heeds it from its
-    /// next claim on; the task itself should end with [`TaskError::Throttled`](crate::TaskError::Throttled).
+    /// next claim on; the task itself should end with [`TaskError::Throttled`].
     ///
     /// # Errors
     /// [`StoreError`].

@@ -31,7 +31,7 @@ pub(crate) struct Effects {
 }
 
 impl Effects {
-    /// What other processes are told; [`Note`] reads it.
+    /// What other processes are told.
     pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self.queues.iter().map(|queue| format!("q {queue}")).collect();
         if self.all {
