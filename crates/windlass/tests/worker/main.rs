@@ -3,6 +3,7 @@
 mod bad_input;
 mod batch_ends;
 mod batches;
+mod breakers;
 mod guard;
 mod limits;
 mod metrics;
@@ -10,4 +11,5 @@ mod orders;
 mod outages;
 mod rig;
 mod shutdown;
+mod steps;
 mod workflows;
