@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use windlass_core::backend::{Backend, Command, Demand, Push, ScheduleChange, Settled, Settlement};
 use windlass_core::flow::{self, After, FailurePolicy, Flow, Member, NewGroup};
+use windlass_core::limit::{Limit, LimitChange, LimitsView, Rule};
+use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::schedule::every;
 use windlass_core::state::DeadReason;
 use windlass_core::transfer::Mover;
@@ -69,8 +71,25 @@ async fn furnish(store: &MemoryStore) {
     let schedule = every("1h").schedule("hourly", task("report")).expect("a schedule");
     store.schedule(&ScheduleChange::Put { schedule, next: Some(START) }).await.expect("put");
     store.command(&Command::PauseQueue(QueueName::known("slow"))).await.expect("paused");
+    let rule = Rule { concurrency: Some(3), ..Rule::default() };
+    let limit = Limit { subject: "task:work".parse().expect("a subject"), rule };
+    store.limit(&LimitChange::Set(limit)).await.expect("set");
+    let hold = LimitChange::Hold { gate: "key:acme".parse().expect("a gate"), time: Duration::from_secs(600) };
+    store.limit(&hold).await.expect("held");
+    for key in ["a", "b"] {
+        let (space, value, ttl) = ("once".to_owned(), Json::trusted("1"), Duration::from_secs(3_600));
+        let write = NoteAsk::Write { space, key: key.to_owned(), seen: None, value, ttl };
+        store.note(&write).await.expect("written");
+    }
     // What a run leaves behind that was killed while it told the stores apart.
     store.command(&Command::PauseTask(TaskName::known("windlass.transfer.0"))).await.expect("paused");
+}
+
+async fn notes(store: &MemoryStore) -> usize {
+    match store.note(&NoteAsk::List { space: None, after: None }).await.expect("listed") {
+        NoteAnswer::Notes(notes) => notes.len(),
+        other => panic!("notes are listed, not {other:?}"),
+    }
 }
 
 async fn everything(store: &MemoryStore) -> BTreeSet<(String, State)> {
@@ -98,7 +117,7 @@ async fn a_move_that_is_killed_again_and_again_arrives() {
     for seed in 0..SEEDS {
         let mut dice = fastrand::Rng::with_seed(seed);
         let clock = Arc::new(TestClock::at(START));
-        let (old, new) = (MemoryStore::new(clock.clone()), MemoryStore::new(clock));
+        let (old, new) = (MemoryStore::new(clock.clone()), MemoryStore::new(clock.clone()));
         furnish(&old).await;
         let failure = Failure::new("timeout", "too late");
         // The second member is the oldest ready task: it waits, and a plain one becomes a dead letter.
@@ -115,7 +134,7 @@ async fn a_move_that_is_killed_again_and_again_arrives() {
             let line = |store: &MemoryStore, seed| -> Arc<dyn Backend> {
                 Arc::new(FaultyStore::new(Arc::new(store.clone()), seed, faults))
             };
-            let mover = Mover::new(line(&old, dice.u64(..)), line(&new, dice.u64(..)));
+            let mover = Mover::new(line(&old, dice.u64(..)), line(&new, dice.u64(..))).clock(clock.clone());
             let lives = Duration::from_millis(dice.u64(1..400));
             match tokio::time::timeout(lives, mover.run(|_| ())).await {
                 Ok(moved) => {
@@ -135,6 +154,11 @@ async fn a_move_that_is_killed_again_and_again_arrives() {
             (new.schedules().await.expect("listed").len(), old.schedules().await.expect("listed").len()),
             (1, 0)
         );
+        let limits = new.limits().await.expect("listed");
+        assert_eq!((limits.limits.len(), limits.gates.len()), (1, 1), "seed {seed}");
+        assert_eq!(limits.gates[0].held_until, Some(START + Duration::from_secs(600)), "seed {seed}");
+        assert_eq!(old.limits().await.expect("listed"), LimitsView::default(), "seed {seed}");
+        assert_eq!((notes(&new).await, notes(&old).await), (2, 0), "seed {seed}");
         // The member that had arrived before the move counts.
         run_one(&new, ok()).await;
         let names: Vec<_> = everything(&new).await.into_iter().filter(|(_, state)| *state == State::Ready).collect();

@@ -94,6 +94,7 @@ fn say_what_there_is(context: &Context, (from, to): &(String, String), inventory
     let json = json!({
         "from": from, "to": to, "dry_run": true, "scheduled": tasks.scheduled, "ready": tasks.ready, "running": tasks.running,
         "parked": tasks.parked, "dead": tasks.dead, "schedules": inventory.schedules, "pauses": inventory.pauses,
+        "limits": inventory.limits,
     });
     context.out.object(from, json, || {
         let running = if tasks.running > 0 { format!("{}, to be waited for", tasks.running) } else { "0".to_owned() };
@@ -107,7 +108,8 @@ fn say_what_there_is(context: &Context, (from, to): &(String, String), inventory
             ("dead letters", tasks.dead.to_string()),
             ("schedules", inventory.schedules.to_string()),
             ("pauses", inventory.pauses.to_string()),
-            ("and", "results that are still kept, and groups of workflows".to_owned()),
+            ("limits", inventory.limits.to_string()),
+            ("and", "results that are still kept, groups of workflows, and notes".to_owned()),
         ])
     })?;
     Ok(Exit::Ok)
@@ -116,7 +118,7 @@ fn say_what_there_is(context: &Context, (from, to): &(String, String), inventory
 fn say_what_was_moved(context: &Context, (from, to): &(String, String), moved: Moved) -> Outcome {
     let json = json!({
         "from": from, "to": to, "dry_run": false, "live": moved.live, "dead": moved.dead, "ended": moved.ended,
-        "groups": moved.groups, "schedules": moved.schedules, "known": moved.known,
+        "groups": moved.groups, "schedules": moved.schedules, "limits": moved.limits, "notes": moved.notes, "known": moved.known,
     });
     context.out.object(to, json, || {
         context.out.fields(&[
@@ -127,6 +129,8 @@ fn say_what_was_moved(context: &Context, (from, to): &(String, String), moved: M
             ("ended tasks", moved.ended.to_string()),
             ("groups", moved.groups.to_string()),
             ("schedules", moved.schedules.to_string()),
+            ("limits", moved.limits.to_string()),
+            ("notes", moved.notes.to_string()),
             ("known already", moved.known.to_string()),
         ])
     })?;

@@ -1,15 +1,19 @@
 //! Who moves: step by step, and safe to be killed at any of them.
 //!
-//! 1. are these two stores?   2. close both   3. wait until nothing runs in the old one   4. pauses and schedules
+//! 1. are these two stores?   2. close both   3. wait until nothing runs in the old one   4. pauses, schedules, limits, notes
 //! 5. parcel by parcel: export, import, evict   6. open the new store
+//!
+//! What a rate has counted stays behind: a gate of the new store begins as if nothing had started.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Parcel, Transfer, Transferred};
 use crate::backend::{Backend, Command, ScheduleChange, StoreError};
+use crate::limit::{HOLD_MAX, LimitChange};
+use crate::note::{NOTE_TTL_MAX, NoteAnswer, NoteAsk};
 use crate::view::{Counts, QueueCounts, ScheduleRecord};
-use crate::{NodeId, TaskName};
+use crate::{Clock, NodeId, SystemClock, TaskName};
 
 /// How often it looks whether anything still runs; each look is a tick, which takes tasks from lost workers.
 const LOOK: Duration = Duration::from_millis(200);
@@ -25,6 +29,7 @@ const MARK: &str = "windlass.transfer.";
 pub struct Mover {
     from: Arc<dyn Backend>,
     to: Arc<dyn Backend>,
+    clock: Arc<dyn Clock>,
 }
 
 /// What there is to be moved.
@@ -37,6 +42,8 @@ pub struct Inventory {
     pub schedules: u64,
     /// Queues and names that are paused.
     pub pauses: u64,
+    /// Limits and holds.
+    pub limits: u64,
 }
 
 /// What was moved so far.
@@ -52,6 +59,10 @@ pub struct Moved {
     pub groups: u64,
     /// Schedules.
     pub schedules: u64,
+    /// Limits and holds.
+    pub limits: u64,
+    /// Notes: receipts, breakers.
+    pub notes: u64,
     /// Of all these, what the new store had already: a run before this one was ended half-way.
     pub known: u64,
     /// Tasks that still run in the old store; they are waited for.
@@ -75,7 +86,13 @@ pub enum TransferError {
 impl Mover {
     /// From one store to another.
     pub fn new(from: Arc<dyn Backend>, to: Arc<dyn Backend>) -> Self {
-        Self { from, to }
+        Self { from, to, clock: Arc::new(SystemClock) }
+    }
+
+    /// Another clock than the wall clock; that of the stores. Holds and notes last for what is left of their time.
+    #[must_use]
+    pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, ..self }
     }
 
     /// Looks, and changes nothing.
@@ -90,6 +107,7 @@ impl Mover {
             tasks: counts.total(),
             schedules: schedules.len() as u64,
             pauses: (paused_queues + counts.paused_tasks.len()) as u64,
+            limits: self.limits().await?.len() as u64,
         })
     }
 
@@ -113,6 +131,13 @@ impl Mover {
             moved.schedules += 1;
             progress(&moved);
         }
+        for (here, there) in self.limits().await? {
+            to(|| self.to.limit(&there)).await?;
+            from(|| self.from.limit(&here)).await?;
+            moved.limits += 1;
+        }
+        self.move_notes(&mut moved).await?;
+        progress(&moved);
         loop {
             let Transferred::Parcel(parcel) = from(|| self.from.transfer(&Transfer::Export)).await? else {
                 unreachable!("an export is answered with a parcel")
@@ -187,6 +212,44 @@ impl Mover {
         let remove = ScheduleChange::Remove(schedule.id.clone());
         from(|| self.from.schedule(&remove)).await?;
         Ok(())
+    }
+
+    /// Each limit and hold: how it is forgotten in the old store, and set in the new one.
+    async fn limits(&self) -> Result<Vec<(LimitChange, LimitChange)>, TransferError> {
+        let view = from(|| self.from.limits()).await?;
+        let limits =
+            view.limits.into_iter().map(|limit| (LimitChange::Remove(limit.subject.clone()), LimitChange::Set(limit)));
+        let now = self.clock.now();
+        let holds = view.gates.into_iter().filter_map(|view| {
+            let time = view.held_until?.since(now).min(HOLD_MAX);
+            let hold = LimitChange::Hold { gate: view.gate.clone(), time };
+            (!time.is_zero()).then_some((LimitChange::Reset(view.gate), hold))
+        });
+        Ok(limits.chain(holds).collect())
+    }
+
+    /// Notes page by page; one that the new store has is newer, because nobody works on the old one.
+    async fn move_notes(&self, moved: &mut Moved) -> Result<(), TransferError> {
+        let list = NoteAsk::List { space: None, after: None };
+        loop {
+            let NoteAnswer::Notes(notes) = from(|| self.from.note(&list)).await? else { return Ok(()) };
+            if notes.is_empty() {
+                return Ok(());
+            }
+            for note in notes {
+                let ttl = note.expires.since(self.clock.now()).min(NOTE_TTL_MAX);
+                let (space, key) = (note.space, note.key);
+                if !ttl.is_zero() {
+                    let write =
+                        NoteAsk::Write { space: space.clone(), key: key.clone(), seen: None, value: note.value, ttl };
+                    let written = to(|| self.to.note(&write)).await?;
+                    moved.known += u64::from(matches!(written, NoteAnswer::Conflict(_)));
+                }
+                let forget = NoteAsk::Forget { space, key, seen: note.version };
+                from(|| self.from.note(&forget)).await?;
+                moved.notes += 1;
+            }
+        }
     }
 
     async fn move_parcel(&self, parcel: Parcel, moved: &mut Moved) -> Result<(), TransferError> {
