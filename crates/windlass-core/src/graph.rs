@@ -80,9 +80,7 @@ impl Graph {
                 if after.iter().any(|other| other.0 >= node.0) {
                     self.refuse(format!("`{}` waits for a task of another graph", task.name));
                 }
-                let mut once: Vec<Node> = Vec::with_capacity(after.len());
-                once.extend(after.iter().filter(|other| other.0 < node.0));
-                self.nodes.push(Planned { task, after: once, policy });
+                self.nodes.push(Planned { task, after: after.to_vec(), policy });
             }
             Err(mistake) => {
                 self.mistake.get_or_insert(mistake);

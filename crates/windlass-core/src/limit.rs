@@ -8,6 +8,19 @@
 //! arrival time of the next start. In a window of any length `w` at most `burst + w / interval` tasks start, where the
 //! interval is the time of the rate divided by its count. With the default burst of 1 that is the rate itself: starts are
 //! evenly spread.
+//!
+//! ```
+//! # use windlass_core::{Client, StoreError, limit::{Limit, LimitChange, Rule}};
+//! # async fn example(client: &Client) -> Result<(), Box<dyn std::error::Error>> {
+//! // Each tenant (the key of a task) has at most two of these running, and ten may start a second.
+//! let rule = Rule { rate: Some("10/s burst 5".parse()?), concurrency: Some(2), ..Rule::default() };
+//! let limit = Limit { subject: "keys-of-task:render".parse()?, rule };
+//! client.backend().limit(&LimitChange::Set(limit)).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! **What voids it.** A worker of a version before limits starts whatever it finds. A concurrency counts what is claimed: a
+//! task whose lease ran out while it still runs is not counted any more.
 
 mod admission;
 

@@ -189,17 +189,16 @@ impl Data {
     fn participants(&self, index: QueueIndex, room: usize, set_aside: &HashSet<Option<Key>>) -> Vec<Option<Key>> {
         let queue = &self.queues[index];
         let without = (!queue.ready.is_empty()).then_some(None);
-        let keys = || without.clone().into_iter().chain(queue.keyed.keys().map(|key| Some(key.clone())));
-        let from = &queue.turn.key;
-        let (before, after): (Vec<_>, Vec<_>) = match from {
-            // Seeks the place instead of walking to it.
-            Some(key) => (
-                keys().take_while(|other| other < from).take(KEYS_PER_CLAIM).collect(),
-                queue.keyed.range::<Key, _>(key..).map(|(key, _)| Some(key.clone())).take(KEYS_PER_CLAIM).collect(),
-            ),
-            None => (Vec::new(), keys().take(KEYS_PER_CLAIM).collect()),
+        let named = |(key, _): (&Key, &_)| Some(key.clone());
+        let round: Box<dyn Iterator<Item = Option<Key>>> = match &queue.turn.key {
+            None => Box::new(without.into_iter().chain(queue.keyed.iter().map(named))),
+            Some(turn) => {
+                let after = queue.keyed.range::<Key, _>(turn..).map(named);
+                let before = queue.keyed.range::<Key, _>(..turn).map(named);
+                Box::new(after.chain(without).chain(before))
+            }
         };
-        after.into_iter().chain(before).filter(|key| !set_aside.contains(key)).take(room + 1).collect()
+        round.take(KEYS_PER_CLAIM).filter(|key| !set_aside.contains(key)).take(room + 1).collect()
     }
 
     /// Takes up to `share` tasks with this key (or without one), and answers how many.

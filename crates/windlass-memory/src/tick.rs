@@ -59,7 +59,13 @@ impl Data {
         for _ in 0..max {
             match self.queues[index].due.first().copied() {
                 // Their place among the ready ones was set by their due time when they were scheduled.
-                Some((due_at, _, slot)) if due_at <= now => self.change(slot, Stage::Ready),
+                Some((due_at, _, slot)) if due_at <= now => {
+                    if let Some(story) = &mut self.tasks[slot].story {
+                        // It has waited long enough: a signal that comes now finds it ready.
+                        story.waits_for = None;
+                    }
+                    self.change(slot, Stage::Ready);
+                }
                 Some(_) | None => return,
             }
         }

@@ -186,7 +186,10 @@ pub(crate) fn record(row: &Row) -> Result<(i64, Record), Fault> {
             failure,
             history: history(row, 17)?,
             memo: value::<Option<String>>(row, 21)?.unwrap_or_default(),
-            waits_for: value::<Option<&str>>(row, 22)?.map(|signal| parse("signal name", signal)).transpose()?,
+            waits_for: value::<Option<&str>>(row, 22)?
+                .filter(|_| state == State::Scheduled)
+                .map(|signal| parse("signal name", signal))
+                .transpose()?,
         },
     ))
 }

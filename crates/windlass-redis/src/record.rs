@@ -181,7 +181,10 @@ pub(crate) fn record(answer: Value) -> Result<(i64, Record), StoreError> {
             failure,
             history: history?.as_deref().map(attempts).transpose()?.unwrap_or_default(),
             memo: memo?.unwrap_or_default(),
-            waits_for: waits_for?.map(|signal| parse("signal", &signal)).transpose()?,
+            waits_for: waits_for?
+                .filter(|_| packed.state == State::Scheduled)
+                .map(|signal| parse("signal", &signal))
+                .transpose()?,
         },
     ))
 }

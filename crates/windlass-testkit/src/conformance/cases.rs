@@ -375,6 +375,7 @@ macro_rules! __conformance_cases {
                 a_step_reaches_the_next_attempt,
                 a_step_survives_a_lost_lease,
                 a_retried_task_keeps_its_steps,
+                a_signal_after_the_wait_moves_nothing,
                 a_signal_ends_a_wait,
                 another_signal_does_not_end_a_wait,
                 a_wait_ends_by_itself,

@@ -45,6 +45,18 @@ pub async fn a_retried_task_keeps_its_steps(h: &Harness) {
     assert_eq!(h.claim_one().await.memo, "");
 }
 
+/// A signal that comes when the wait is over leaves the task in its place in line.
+pub async fn a_signal_after_the_wait_moves_nothing(h: &Harness) {
+    let claim = h.push_and_claim(task("work")).await;
+    h.settle(&claim, awaits("go", 0)).await;
+    h.tick_after(secs(60)).await;
+    h.clock.advance(secs(1));
+    let later = h.push(task("work")).await;
+    h.act_on(&claim.receipt.id, signal("go", "1")).await;
+    assert_eq!(h.record(&claim.receipt.id).await.waits_for, None);
+    assert_eq!(h.claim_ids(demand(10)).await, [claim.receipt.id, later]);
+}
+
 /// A signal to a task that waits for it makes it ready at once.
 pub async fn a_signal_ends_a_wait(h: &Harness) {
     let claim = h.push_and_claim(task("work")).await;
