@@ -192,6 +192,8 @@ fn measure_all(house: &House, url: &str) -> Vec<Value> {
         &["bench", "roundtrip", "--tasks", "10", "--outstanding", "5"],
         &["bench", "scheduled", "--rate", "50/s", "--seconds", "1"],
         &["bench", "idle", "--seconds", "1"],
+        &["bench", "gates", "--tasks", "300", "--keys", "3"],
+        &["bench", "fairness", "--backlog", "3000", "--rate", "1000/s"],
     ];
     let mut reports: Vec<Value> = measured.iter().map(|args| house.json(&[args, &small[..]].concat())).collect();
     let soak = ["bench", "soak", "--tasks", "1000", "--backlog", "500", "--store", url];
@@ -254,6 +256,42 @@ fn latency_in_memory_has_one_process() {
     let said = House::empty().run(&["bench", "latency", "--store", "memory", "--processes", "2"]);
     assert_eq!(said.code, 2, "{said:?}");
     assert!(said.err.contains("one process"), "{}", said.err);
+}
+
+#[test]
+fn gates_compares_a_queue_with_limits_to_one_without() {
+    let house = House::empty();
+    for keys in ["0", "3"] {
+        let flags = ["--tasks", "300", "--runs", "2", "--keys", keys, "--slots", "20"];
+        let report = house.json(&[&["bench", "gates"], &flags[..]].concat());
+        let (with, without) =
+            (number(&report, "/limited_tasks_per_s/max"), number(&report, "/unlimited_tasks_per_s/max"));
+        assert!(with > 0.0 && without > 0.0, "{report}");
+        assert!(number(&report, "/of_the_unlimited_rate_percent/median") > 0.0);
+    }
+    assert_eq!(left_in(&house), Vec::<String>::new());
+}
+
+#[test]
+fn gates_takes_its_limits_out_of_a_store_that_somebody_named() {
+    let house = House::new();
+    assert_eq!(house.run(&["--store", "windlass.db", "enqueue", "noop"]).code, 0);
+    house.json(&["bench", "gates", "--store", "windlass.db", "--tasks", "200", "--runs", "1"]);
+    let tasks = house.json(&["--store", "windlass.db", "task", "ls"]);
+    assert_eq!(tasks["tasks"].as_array().map(Vec::len), Some(1), "{tasks}");
+    let file = rusqlite::Connection::open(house.path().join("windlass.db")).expect("the file");
+    let left: i64 = file.query_row("SELECT count(*) FROM windlass_limit", [], |row| row.get(0)).expect("a number");
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn fairness_measures_every_task_that_waited_behind_the_backlog() {
+    let flags = ["--store", "memory", "--backlog", "20000", "--rate", "5000/s", "--slots", "10", "--runs", "1"];
+    let report = House::empty().json(&[&["bench", "fairness"], &flags[..]].concat());
+    let (counted, not) = (number(&report, "/counted"), number(&report, "/not_counted"));
+    assert_eq!((counted + not) as u64, 20, "a thousandth of the backlog: {report}");
+    assert_eq!(number(&report, "/enqueue_to_start/count") as u64, counted as u64);
+    assert!(number(&report, "/drain_tasks_per_s/median") > 0.0);
 }
 
 #[test]

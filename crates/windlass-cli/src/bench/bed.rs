@@ -11,10 +11,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use windlass::backend::{Settlement, TaskAction};
 use windlass::event::{self, Event, Listener};
+use windlass::limit::{LimitChange, Subject};
 use windlass::view::{Filter, Retention};
 use windlass::worker::{Ended, Settings, Shutdown, ShutdownStep, Worker};
 use windlass::{
-    App, Backend, Client, Clock, ConnectOptions, Cx, Envelope, Location, NodeId, QueueName, Registry, SystemClock,
+    App, Backend, Client, Clock, ConnectOptions, Cx, Envelope, Key, Location, NodeId, QueueName, Registry, SystemClock,
     Task, TaskError, Timestamp, Verdict, connect_with,
 };
 
@@ -147,7 +148,7 @@ impl Open {
         }
     }
 
-    /// Removes what was measured: the room, or the tasks of this queue in a store that somebody named.
+    /// Removes what was measured: the room, or the tasks and the limits of this queue in a store that somebody named.
     pub(super) async fn close(self, queue: &QueueName) -> Result<(), Problem> {
         if let Some((server, room)) = self.room {
             drop(self.backend);
@@ -155,6 +156,9 @@ impl Open {
         }
         if self.is_given {
             let filter = Filter { queues: vec![queue.clone()], ..Filter::default() };
+            for subject in [Subject::Queue(queue.clone()), Subject::KeysOfQueue(queue.clone())] {
+                self.backend.limit(&LimitChange::Remove(subject)).await?;
+            }
             Client::new(self.backend).command_all(&filter, TaskAction::Discard).await?;
         }
         Ok(())
@@ -192,6 +196,11 @@ pub(super) async fn noop_registry() -> Result<Registry, Problem> {
 pub(super) fn noops(queue: &QueueName, count: usize, payload: usize) -> Result<Vec<Envelope>, Problem> {
     let task = Noop { payload: "x".repeat(payload) };
     (0..count).map(|_| envelope(&task, queue)).collect()
+}
+
+/// The key of a tenant.
+pub(super) fn key_of(number: u32) -> Result<Key, Problem> {
+    format!("tenant-{number}").parse().map_err(|error| Problem::new(Exit::Failed, error, "please report this"))
 }
 
 /// A task in a queue of its own.

@@ -139,7 +139,7 @@ impl Line {
 
     /// One more run of a store.
     async fn add_store(&mut self, place: &Place, args: &Args) -> Result<(), Problem> {
-        let drained = drain::one(place, &args.plan, 0).await?;
+        let drained = drain::one(place, &args.plan, drain::Setting::default()).await?;
         self.drain.add(drained.drain);
         self.bulk.add(drained.enqueue);
         self.worker_cpu.add_known(drained.worker_cpu);

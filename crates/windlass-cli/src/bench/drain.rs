@@ -20,7 +20,7 @@ use super::raw::{Limit, Load, Raw};
 use super::server::micros_per_task;
 use super::side::{Done, Helper, Word, Work};
 use super::stats::{Histogram, Latencies, Runs, rounded, thousands};
-use super::{Bench, Goal, Repeat, Report, machine};
+use super::{Bench, Goal, Repeat, Report, gates, machine};
 use crate::exit::Problem;
 use crate::output::bytes;
 
@@ -81,6 +81,17 @@ pub(super) struct Plan {
     pub(super) processes: Option<u32>,
 }
 
+/// In what a run is unlike others of the same plan.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Setting {
+    /// So many more tasks wait behind the measured ones.
+    pub(super) backlog: u32,
+    /// The tasks have so many keys, in turns; zero: none has one.
+    pub(super) keys: u32,
+    /// The queue has limits that stop nothing ([`gates::loose`]).
+    pub(super) limited: bool,
+}
+
 /// What one run has given.
 #[derive(Debug)]
 pub(super) struct Run {
@@ -129,10 +140,10 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     let mut all = All::default();
     if args.warm_up {
         bench.progress("warm-up");
-        one(place, plan, 0).await?;
+        one(place, plan, Setting::default()).await?;
     }
     for number in 1..=runs {
-        let run = one(place, plan, args.backlog).await?;
+        let run = one(place, plan, Setting { backlog: args.backlog, ..Setting::default() }).await?;
         bench.progress(format_args!("run {number} of {runs}: {} tasks/s", thousands(run.drain as u64)));
         if let Some(raw) = Raw::of(place) {
             let limit = raw.limit(&load_of(place, plan, &run)?).await?;
@@ -141,7 +152,7 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
             all.limit.add(&run, limit);
         }
         if args.backlog > 0 {
-            let short = one(place, plan, 0).await?.drain;
+            let short = one(place, plan, Setting::default()).await?.drain;
             bench.progress(format_args!("  without the backlog: {} tasks/s", thousands(short as u64)));
             all.of_short.add(run.drain / short * 100.0);
         }
@@ -151,10 +162,13 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
 }
 
 /// One run on a fresh queue.
-pub(super) async fn one(place: &Place, plan: &Plan, backlog: u32) -> Result<Run, Problem> {
+pub(super) async fn one(place: &Place, plan: &Plan, setting: Setting) -> Result<Run, Problem> {
     let open = place.open(bed::keep_everything()).await?;
     let queue = bed::own_queue()?;
-    let enqueue = push(&open, &queue, plan.tasks + backlog, plan.payload).await?;
+    if setting.limited {
+        gates::set(&open, gates::loose(&queue, setting.keys)).await?;
+    }
+    let enqueue = push(&open, &queue, plan, setting).await?;
     let (server_before, server_after);
     let (seconds, done) = if let Some(processes) = plan.processes {
         let start = |_| Helper::start(&open, &queue, Work::Noop, plan.slots);
@@ -243,13 +257,20 @@ async fn in_processes(mut helpers: Vec<Helper>, tasks: u64) -> Result<(f64, Vec<
 }
 
 /// Pushes the tasks, and answers how many a second that were.
-async fn push(open: &Open, queue: &QueueName, tasks: u32, payload: u32) -> Result<f64, Problem> {
+async fn push(open: &Open, queue: &QueueName, plan: &Plan, setting: Setting) -> Result<f64, Problem> {
     let client = Client::new(Arc::clone(&open.backend));
+    let tasks = plan.tasks + setting.backlog;
     let mut left = tasks as usize;
     let began = Instant::now();
     while left > 0 {
         let count = left.min(PUSH_MAX);
-        client.push(bed::noops(queue, count, payload as usize)?).await?;
+        let mut envelopes = bed::noops(queue, count, plan.payload as usize)?;
+        if setting.keys > 0 {
+            for (number, envelope) in (0..setting.keys).cycle().zip(&mut envelopes) {
+                envelope.key = Some(bed::key_of(number)?);
+            }
+        }
+        client.push(envelopes).await?;
         left -= count;
     }
     Ok(f64::from(tasks) / began.elapsed().as_secs_f64())

@@ -9,6 +9,8 @@
 //! | `scheduled` | how late delayed tasks start |
 //! | `idle` | what a worker costs that has nothing to do |
 //! | `soak` | very many tasks: whether speed, memory and files stay as they were |
+//! | `gates` | what limits cost that stop nothing |
+//! | `fairness` | how long a small tenant waits behind a large one |
 //! | `limits` | the store alone |
 //! | `compare` | several stores and other products in one report |
 //!
@@ -20,6 +22,8 @@ mod bed;
 mod compare;
 mod drain;
 mod enqueue;
+mod fairness;
+mod gates;
 mod idle;
 mod latency;
 mod limits;
@@ -76,6 +80,8 @@ enum What {
     Scheduled(scheduled::Args),
     Idle(idle::Args),
     Soak(soak::Args),
+    Gates(gates::Args),
+    Fairness(fairness::Args),
     Limits(limits::Args),
     Compare(compare::Args),
     #[command(hide = true)]
@@ -104,6 +110,8 @@ impl What {
             Self::Scheduled(args) => args.repeat.check,
             Self::Idle(args) => args.repeat.check,
             Self::Soak(args) => args.check,
+            Self::Gates(args) => args.repeat.check,
+            Self::Fairness(args) => args.repeat.check,
             Self::Limits(args) => args.repeat.check,
             Self::Compare(args) => args.repeat.check,
             Self::Worker(_) => false,
@@ -153,6 +161,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<ExitCode, Problem
             What::Scheduled(args) => scheduled::run(&bench, args).await,
             What::Idle(args) => idle::run(&bench, args).await,
             What::Soak(args) => soak::run(&bench, args).await,
+            What::Gates(args) => gates::run(&bench, args).await,
+            What::Fairness(args) => fairness::run(&bench, args).await,
             What::Limits(args) => limits::run(&bench, args).await,
             What::Compare(args) => compare::run(&bench, &places, args).await,
             What::Worker(_) => unreachable!("it has returned"),
