@@ -6,12 +6,14 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use windlass_core::backend::{Backend, ScheduleChange};
+use windlass_core::batch::Batch;
 use windlass_core::schedule::every;
 use windlass_core::worker::{Schedules, Settings, Shutdown, ShutdownStep, Worker};
 use windlass_core::{App, Clock, NodeId, QueueName, ScheduleId};
 
-use super::script::{Slot, World, handle, handle_slot, handle_sum};
-use super::{SimClock, draw_faults};
+use super::script::{Slot, World, handle, handle_many, handle_slot, handle_sum};
+use super::steps::{Ledger, handle_steps};
+use super::{SimClock, draw_faults, limits};
 use crate::faulty::{Faults, FaultyStore};
 
 /// Short, so that it runs out often.
@@ -25,6 +27,7 @@ pub(super) struct Fleet {
     began: Instant,
     dice: fastrand::Rng,
     faults: Faults,
+    ledger: Arc<Ledger>,
     workers: Vec<Running>,
     started: u32,
     killed: u32,
@@ -39,7 +42,12 @@ struct Running {
 impl Fleet {
     pub(super) fn new(backend: Arc<dyn Backend>, began: Instant, dice: &mut fastrand::Rng) -> Self {
         let faults = draw_faults(dice);
-        Self { backend, began, dice: dice.fork(), faults, workers: Vec::new(), started: 0, killed: 0 }
+        let (ledger, workers) = (Arc::default(), Vec::new());
+        Self { backend, began, dice: dice.fork(), faults, ledger, workers, started: 0, killed: 0 }
+    }
+
+    pub(super) fn ledger(&self) -> Arc<Ledger> {
+        Arc::clone(&self.ledger)
     }
 
     pub(super) fn faults(&self) -> Faults {
@@ -58,12 +66,14 @@ impl Fleet {
 
     async fn start_worker(&mut self) {
         let line = Arc::new(FaultyStore::new(Arc::clone(&self.backend), self.dice.u64(..), self.faults));
-        let world = World { line: Arc::clone(&line) };
+        let world = World { line: Arc::clone(&line), ledger: Arc::clone(&self.ledger) };
         let app = App::new("simulation")
             .state(async move || Ok::<_, std::convert::Infallible>(world))
             .task(handle)
             .task(handle_sum)
             .task(handle_slot)
+            .task(handle_steps)
+            .batch_task(Batch::up_to(4).within(Duration::from_millis(300)), handle_many)
             .schedule("slots", every("5s"), Slot {});
         let registry = match app.build().await {
             Ok(registry) => registry,
@@ -71,7 +81,7 @@ impl Fleet {
         };
         self.started += 1;
         let mut settings = Settings::new(NodeId::known(&format!("node-{}", self.started)));
-        settings.queues = vec![(QueueName::default(), 1), (QueueName::known("other"), 2)];
+        settings.queues = vec![(QueueName::default(), 1), (QueueName::known("other"), 2), (limits::queue(), 1)];
         settings.slots = self.dice.usize(1..9);
         settings.lease = LEASE;
         settings.grace = Duration::from_secs(self.dice.u64(1..10));
@@ -97,7 +107,7 @@ impl Fleet {
             tokio::time::sleep(wait).await;
             left -= wait;
             let index = self.dice.usize(..self.workers.len());
-            match self.dice.u32(..5) {
+            match self.dice.u32(..6) {
                 0 => {
                     // As `kill -9`: nothing of it does anything any more. Its handlers wait for ever.
                     let worker = self.workers.swap_remove(index);
@@ -118,6 +128,7 @@ impl Fleet {
                     }
                     self.start_worker().await;
                 }
+                3 => limits::hold(&*self.backend, Duration::from_secs(self.dice.u64(1..10))).await,
                 _ => {}
             }
         }

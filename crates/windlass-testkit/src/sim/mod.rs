@@ -1,20 +1,24 @@
 //! A whole fleet in one thread, in simulated time, with bad luck from a seed.
 //!
 //! [`simulate`] runs several workers over one store. Each worker has its own bad line ([`FaultyStore`]) and its own skewed
-//! clock; workers are stopped and continued, killed and replaced; tasks fail, panic, hang, are delayed, cancelled and
-//! chained. Then the faults end, the fleet finishes, and everything is counted:
+//! clock; workers are stopped and continued, killed and replaced; tasks fail, panic, hang, are delayed, limited, batched,
+//! cancelled and chained, sleep and wait for signals. Then the faults end, the fleet finishes, and everything is counted:
 //!
 //! 1. nothing is lost: every push that returned has ended, and as its script says;
 //! 2. every claim is settled at most once, and every task ends once;
 //! 3. no lease is held twice, and an old holder is never told that it holds one;
 //! 4. a chord's body sees the result of every member; a chain hands on every result;
 //! 5. a slot of a schedule fires once;
-//! 6. the counters of the store equal what a listing counts.
+//! 6. the counters of the store equal what a listing counts;
+//! 7. at no time more tasks are held, and in no window more are started, than limits allow; none is while a gate is held;
+//! 8. a step that was stored is not done again; what is done once has one result; a signal that was taken arrives.
 //!
 //! The same seed is the same run, so a failure is a seed.
 
 mod fleet;
+mod limits;
 mod script;
+mod steps;
 mod witness;
 
 use std::collections::BTreeMap;
@@ -75,6 +79,7 @@ async fn run(seed: u64, tasks: usize) -> Result<Report, Vec<String>> {
     let witness = Arc::new(Witness::new(Arc::new(store), Arc::clone(&clock)));
     let backend: Arc<dyn Backend> = Arc::clone(&witness) as Arc<dyn Backend>;
 
+    limits::set(&*backend).await;
     let mut fleet = Fleet::new(Arc::clone(&backend), started, &mut dice);
     fleet.start_workers().await;
     // The producer has a bad line too: what its pushes promise is what counts.
@@ -85,7 +90,7 @@ async fn run(seed: u64, tasks: usize) -> Result<Report, Vec<String>> {
     let ended = wait_for_the_end(&backend, &expected).await;
     // One more lease must pass without anything coming back to life.
     tokio::time::sleep(fleet::LEASE * 3).await;
-    let killed = fleet.killed();
+    let (killed, ledger) = (fleet.killed(), fleet.ledger());
     fleet.stop().await;
 
     let records = all(&backend).await;
@@ -94,6 +99,7 @@ async fn run(seed: u64, tasks: usize) -> Result<Report, Vec<String>> {
         breaches.push(reason);
     }
     breaches.extend(expected.check(&records));
+    breaches.extend(ledger.breaches());
     breaches.extend(check_settled_once(&witness.testimony().final_settles, &records));
     breaches.extend(check_counts(&backend, &records).await);
     if !breaches.is_empty() {

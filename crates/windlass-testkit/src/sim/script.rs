@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use windlass_core::backend::Backend;
+use windlass_core::batch::{BatchCx, Item};
 use windlass_core::state::CRASHES_MAX;
 use windlass_core::view::Record;
 use windlass_core::workflow::{chain, group};
-use windlass_core::{Client, Cx, DeadReason, Priority, QueueName, State, Task, TaskError, TaskId};
+use windlass_core::{Client, Cx, DeadReason, Key, Priority, QueueName, State, Task, TaskError, TaskId};
 
+use super::{limits, steps};
 use crate::faulty::FaultyStore;
 
-/// What the handlers of one worker share: the line that tells them when their process is stopped or dead.
+/// What the handlers of one worker share: the line that tells them when their process is stopped or dead, and the book
+/// that all workers write.
 pub(super) struct World {
     pub(super) line: Arc<FaultyStore>,
+    pub(super) ledger: Arc<steps::Ledger>,
 }
 
 /// One scripted task.
@@ -53,13 +57,21 @@ pub(super) struct Sum {
     values: Vec<u64>,
 }
 
+/// A task that is handled together with others.
+#[derive(Debug, Clone, Task, Serialize, Deserialize)]
+#[task(crate = "windlass_core", name = "sim_batched", retries = 30, backoff = "1s", hard_limit = "10s", output = u64)]
+pub(super) struct Batched {
+    fails: u32,
+    value: u64,
+}
+
 /// A slot of a schedule.
 #[derive(Debug, Clone, Task, Serialize, Deserialize)]
 #[task(crate = "windlass_core", name = "sim_slot", retries = 30, backoff = "1s")]
 pub(super) struct Slot {}
 
 pub(super) async fn handle(task: Sim, cx: Cx<World>) -> Result<u64, TaskError> {
-    work(&cx, Duration::from_millis(task.work)).await;
+    work(cx.state(), Duration::from_millis(task.work)).await;
     if task.how == How::Fatal {
         return Err(TaskError::fatal("scripted"));
     }
@@ -79,19 +91,32 @@ pub(super) async fn handle(task: Sim, cx: Cx<World>) -> Result<u64, TaskError> {
 }
 
 pub(super) async fn handle_sum(task: Sum, cx: Cx<World>) -> Result<u64, TaskError> {
-    work(&cx, Duration::from_millis(10)).await;
+    work(cx.state(), Duration::from_millis(10)).await;
     Ok(task.values.iter().sum())
 }
 
 pub(super) async fn handle_slot(_task: Slot, cx: Cx<World>) -> Result<(), TaskError> {
-    work(&cx, Duration::from_millis(50)).await;
+    work(cx.state(), Duration::from_millis(50)).await;
+    Ok(())
+}
+
+pub(super) async fn handle_many(batch: Vec<Item<Batched>>, cx: BatchCx<World>) -> Result<(), TaskError> {
+    work(cx.state(), Duration::from_millis(200)).await;
+    for item in batch {
+        if item.attempt <= item.task.fails {
+            item.fail(TaskError::failed("scripted"));
+        } else {
+            let value = item.task.value;
+            item.done(value);
+        }
+    }
     Ok(())
 }
 
 /// Takes a while. A handler of a stopped process stands still, one of a dead process never goes on.
-async fn work(cx: &Cx<World>, length: Duration) {
+pub(super) async fn work(world: &World, length: Duration) {
     tokio::time::sleep(length).await;
-    let line = &cx.state().line;
+    let line = &world.line;
     while let Some(until) = line.frozen_until() {
         tokio::time::sleep_until(until).await;
     }
@@ -105,12 +130,14 @@ pub(super) struct Script {
     plain: Vec<Planned>,
     chains: Vec<Vec<Sim>>,
     chords: Vec<Vec<Sim>>,
+    batched: Vec<Batched>,
 }
 
 struct Planned {
     task: Sim,
     delay: Duration,
     queue: QueueName,
+    key: Option<Key>,
     priority: Priority,
     cancel: Cancel,
 }
@@ -130,6 +157,7 @@ pub(super) struct Expected {
     results: BTreeMap<TaskId, u64>,
     /// Workflows that were started, with the result of their last step.
     workflows: BTreeMap<TaskId, (&'static str, usize, u64)>,
+    stepped: steps::Pushed,
 }
 
 fn draw(dice: &mut fastrand::Rng) -> Sim {
@@ -154,15 +182,25 @@ impl Script {
             if dice.u32(..20) == 0 {
                 task.how = How::Fatal;
             }
+            let (queue, key) = match dice.u32(..8) {
+                0..3 => (QueueName::default(), None),
+                3..6 => (QueueName::known("other"), None),
+                _ => (limits::queue(), Some(limits::draw_key(dice))),
+            };
             Planned {
                 task,
                 delay: if dice.u32(..4) == 0 { Duration::from_millis(dice.u64(..20_000)) } else { Duration::ZERO },
-                queue: if dice.bool() { QueueName::default() } else { QueueName::known("other") },
+                queue,
+                key,
                 priority: Priority::new(dice.u8(0..=9)).unwrap_or_default(),
                 cancel: if dice.u32(..10) == 0 { Cancel::AfterMillis(dice.u64(..5_000)) } else { Cancel::Never },
             }
         });
-        Self { plain: plain.collect(), chains, chords }
+        let plain = plain.collect();
+        let fails = |dice: &mut fastrand::Rng| if dice.u32(..3) == 0 { dice.u32(1..4) } else { 0 };
+        let batched =
+            (0..dice.usize(1..9)).map(|_| Batched { fails: fails(dice), value: dice.u64(1..1_000) }).collect();
+        Self { plain, chains, chords, batched }
     }
 
     /// Enqueues everything over a bad line and answers what must become of it. What a push did not promise may still
@@ -185,13 +223,24 @@ impl Script {
                 expected.workflows.insert(started.id, ("sim_sum", count, sum));
             }
         }
+        expected.stepped = steps::enqueue(&client, dice).await;
+        for task in self.batched {
+            let value = task.value;
+            if let Ok(handle) = client.enqueue(task).await {
+                expected.results.insert(handle.id.clone(), value);
+                expected.ends.insert(handle.id, vec![State::Succeeded]);
+            }
+        }
         let mut cancels = Vec::new();
         for planned in self.plain {
-            let Planned { task, delay, queue, priority, cancel } = planned;
+            let Planned { task, delay, queue, key, priority, cancel } = planned;
             let fatal = task.how == How::Fatal;
             let value = task.value;
-            let enqueued = client.enqueue(task).delay(delay).queue(queue).priority(priority).await;
-            let Ok(handle) = enqueued else { continue };
+            let mut enqueue = client.enqueue(task).delay(delay).queue(queue).priority(priority);
+            if let Some(key) = key {
+                enqueue = enqueue.key(key);
+            }
+            let Ok(handle) = enqueue.await else { continue };
             let mut ends = vec![if fatal { State::Dead } else { State::Succeeded }];
             if let Cancel::AfterMillis(after) = cancel {
                 ends.push(State::Cancelled);
@@ -209,6 +258,7 @@ impl Script {
             // A cancel that is lost is a cancel that did not happen.
             let _ = client.cancel(vec![id]).await;
         }
+        expected.stepped.signal(&client, dice).await;
         expected
     }
 }
@@ -222,7 +272,7 @@ impl Expected {
     }
 
     pub(super) fn check(&self, records: &[Record]) -> Vec<String> {
-        let mut breaches = Vec::new();
+        let mut breaches = self.stepped.check(records);
         let by_id: BTreeMap<&TaskId, &Record> = records.iter().map(|record| (&record.envelope.id, record)).collect();
         for (id, ends) in &self.ends {
             match by_id.get(id) {
@@ -262,7 +312,7 @@ impl Expected {
 }
 
 /// A task whose workers were killed three times is a dead letter, rightly; so is what waited for it.
-fn is_poison(record: &Record) -> bool {
+pub(super) fn is_poison(record: &Record) -> bool {
     match record.reason {
         Some(DeadReason::Poison) => record.crashes >= CRASHES_MAX,
         Some(DeadReason::Upstream) => true,

@@ -16,6 +16,8 @@ use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
 use windlass_core::{Clock, NodeId, TaskId, Timestamp};
 
+use super::limits;
+
 /// A store that is watched. Every breach of an invariant is written down.
 #[derive(Debug)]
 pub(super) struct Witness {
@@ -29,6 +31,7 @@ struct Seen {
     holders: HashMap<TaskId, Holder>,
     final_settles: HashMap<TaskId, u32>,
     slots: HashMap<TaskId, u32>,
+    limits: limits::Watch,
     breaches: Vec<String>,
     claims: u64,
     stale: u64,
@@ -68,6 +71,7 @@ impl Witness {
     fn saw_claim(&self, claim: &Claim, lease: Duration) {
         let now = self.clock.now();
         let mut seen = self.seen.lock();
+        let seen = &mut *seen;
         seen.claims += 1;
         let Receipt { id, fence, .. } = &claim.receipt;
         if let Some(holder) = seen.holders.get(id) {
@@ -80,6 +84,9 @@ impl Witness {
             }
         }
         seen.holders.insert(id.clone(), Holder { fence: *fence, lease_until: now + lease, settled: false });
+        let holders = &seen.holders;
+        let is_held = |id: &TaskId| holders.get(id).is_some_and(|holder| !holder.settled && holder.lease_until > now);
+        seen.breaches.extend(seen.limits.saw_claim(claim, now, is_held));
     }
 
     fn saw_renewal(&self, receipt: &Receipt, renewed: Renewed, lease: Duration) {
@@ -195,7 +202,9 @@ impl Backend for Witness {
     }
 
     async fn limit(&self, change: &LimitChange) -> Result<bool, StoreError> {
-        self.store.limit(change).await
+        let changed = self.store.limit(change).await?;
+        self.seen.lock().limits.saw_change(change, self.clock.now());
+        Ok(changed)
     }
 
     async fn note(&self, ask: &NoteAsk) -> Result<NoteAnswer, StoreError> {
