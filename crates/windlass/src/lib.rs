@@ -44,6 +44,15 @@ pub use connect::{
 };
 pub use windlass_core::*;
 
+/// The documents whose code is compiled.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../../docs/batches.md")]
+    struct Batches;
+    #[doc = include_str!("../../../docs/steps.md")]
+    struct Steps;
+}
+
 /// What nearly every file that declares or enqueues tasks needs.
 pub mod prelude {
     pub use serde::{Deserialize, Serialize};
