@@ -94,6 +94,7 @@ mod counts;
 mod encode;
 mod errors;
 mod fleet;
+pub mod foreign;
 mod info;
 mod limits;
 mod link;

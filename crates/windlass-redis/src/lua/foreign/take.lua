@@ -1,0 +1,32 @@
+-- Moves messages from the right ends of lists into the holding hash of a session.
+-- KEYS: holding, sessions, lists in their order. ARGV: how many, session, bytes, number of this look.
+-- Answers {token, number of the list, message, ...}, or an error when nothing could be taken because of one.
+local left, session, bytes = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+-- First, because a full server refuses it, and what is popped must have a place.
+redis.call('ZADD', KEYS[2], redis.call('TIME')[1], session)
+local from, messages, failed = {}, {}, nil
+for list = 3, #KEYS do
+  while left > 0 and bytes > 0 do
+    local some = math.min(left, 16)
+    local got = redis.pcall('RPOP', KEYS[list], some)
+    if not got then break end
+    if got.err then
+      failed = failed or got
+      break
+    end
+    for _, message in ipairs(got) do
+      from[#from + 1], messages[#messages + 1] = list, message
+      bytes = bytes - #message
+    end
+    left = left - #got
+    if #got < some then break end
+  end
+end
+if #messages == 0 then return failed or {} end
+local answer = {}
+for i, message in ipairs(messages) do
+  local name, token = KEYS[from[i]], session .. ':' .. ARGV[4] .. ':' .. i
+  redis.call('HSET', KEYS[1], token, #name .. ':' .. name .. message)
+  answer[#answer + 1], answer[#answer + 2], answer[#answer + 3] = token, from[i] - 3, message
+end
+return answer
