@@ -305,6 +305,11 @@ pub(crate) mod tests {
             Self { client, store, name }
         }
 
+        /// The planner learns what there is.
+        pub(crate) async fn analyse(&self) {
+            self.client.batch_execute(&self.store.shared.sql("ANALYZE windlass.live")).await.expect("analysed");
+        }
+
         /// The plan of a statement, as the lanes would run it, and what it did.
         pub(crate) async fn plan(&self, statement: &str, types: &str, values: &str) -> String {
             let (types, values) = (in_brackets(types), in_brackets(values));

@@ -108,9 +108,11 @@ async fn stretch(
     let parts: Vec<String> = tables
         .iter()
         .map(|table| {
-            let reason = if *table == "live" { "NULL::smallint AS reason" } else { "t.reason" };
+            // The index `live_of_key` is one of this expression.
+            let (key, reason) =
+                if *table == "live" { ("t.key || '' AS key", "NULL::smallint AS reason") } else { ("t.key", "t.reason") };
             let part = format!(
-                "SELECT t.seq, t.id, t.state, t.queue, t.name, t.key, t.workflow, t.enqueued_at, {reason} FROM windlass.{table} t \
+                "SELECT t.seq, t.id, t.state, t.queue, t.name, {key}, t.workflow, t.enqueued_at, {reason} FROM windlass.{table} t \
                  WHERE t.seq < $1"
             );
             match length {
