@@ -119,6 +119,13 @@ pub struct Push {
     pub groups: Vec<NewGroup>,
 }
 
+/// One task by itself.
+impl From<Envelope> for Push {
+    fn from(envelope: Envelope) -> Self {
+        Self { envelopes: vec![envelope], groups: Vec::new() }
+    }
+}
+
 /// What became of a pushed envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pushed {

@@ -1,6 +1,7 @@
 //! What producers use: enqueue tasks, wait for their results, change them.
 
 mod outcome;
+mod started;
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -17,14 +18,15 @@ use crate::envelope::{Due, Envelope, InvalidEnvelope, OnConflict, PUSH_MAX, Uniq
 use crate::middleware::Middleware;
 use crate::retry::Backoff;
 use crate::task::Task;
-use crate::view::{Filter, Page, Record};
+use crate::view::{Filter, Record};
 use crate::workflow::{Chain, IntoStep, Workflow, chain};
 use crate::{
     Clock, InvalidName, Json, Key, Priority, QueueName, SignalName, SystemClock, TaskId, Timestamp, UniqueKey,
 };
 
 pub use outcome::WaitError;
-use outcome::{output_of, result_of};
+use outcome::output_of;
+pub use started::Started;
 
 /// How long a push tries before it gives up.
 pub const PUSH_DEADLINE: Duration = Duration::from_secs(5);
@@ -107,7 +109,7 @@ impl Client {
     /// batch and those after it.
     pub async fn push(&self, envelopes: Vec<Envelope>) -> Result<Vec<(TaskId, Pushed)>, PushError> {
         let mut envelopes = envelopes;
-        self.prepare(&mut envelopes)?;
+        self.check(&mut envelopes)?;
         let mut answers = Vec::with_capacity(envelopes.len());
         while !envelopes.is_empty() {
             let rest = envelopes.split_off(envelopes.len().min(PUSH_MAX));
@@ -125,7 +127,7 @@ impl Client {
     /// [`PushError`].
     pub async fn start(&self, workflow: impl Into<Workflow>) -> Result<Started, PushError> {
         let (id, mut push) = workflow.into().into_push(self.inner.clock.now())?;
-        self.prepare(&mut push.envelopes)?;
+        self.check(&mut push.envelopes)?;
         let pushed = self.store(&push).await?;
         for (envelope, pushed) in push.envelopes.iter().zip(pushed) {
             if let Pushed::Full { limit } = pushed {
@@ -133,7 +135,18 @@ impl Client {
             }
         }
         let tasks = push.envelopes.into_iter().map(|envelope| envelope.id).collect();
-        Ok(Started { id, tasks, client: self.clone() })
+        Ok(Started::of(self, id, tasks))
+    }
+
+    /// A workflow as it would be pushed, after middleware and checked: for `push_in` of the stores and of an outbox, in a
+    /// transaction of the application. For a single task see [`Enqueue::prepare`].
+    ///
+    /// # Errors
+    /// [`PushError`], for a workflow over a limit.
+    pub fn prepare(&self, workflow: impl Into<Workflow>) -> Result<Push, PushError> {
+        let (_, mut push) = workflow.into().into_push(self.inner.clock.now())?;
+        self.check(&mut push.envelopes)?;
+        Ok(push)
     }
 
     /// A task that was enqueued before, by its id.
@@ -159,7 +172,7 @@ impl Client {
     }
 
     /// Step 3 of the main line, and the limits.
-    fn prepare(&self, envelopes: &mut [Envelope]) -> Result<(), PushError> {
+    fn check(&self, envelopes: &mut [Envelope]) -> Result<(), PushError> {
         let now = self.inner.clock.now();
         for envelope in envelopes.iter_mut() {
             for middleware in self.inner.middleware.iter() {
@@ -346,6 +359,30 @@ impl<T: Task> Enqueue<T> {
         self
     }
 
+    /// The task as it would be pushed, after middleware and checked: for `push_in` of the stores and of an outbox, in a
+    /// transaction of the application. Nothing is enqueued here, and the store is not asked.
+    ///
+    /// ```
+    /// # extern crate windlass_core as windlass;
+    /// # use serde::{Deserialize, Serialize};
+    /// # use std::time::Duration;
+    /// # use windlass_core::{Client, PushError, Task, backend::Push};
+    /// # #[derive(Task, Serialize, Deserialize)] struct SendReceipt { order: u64 }
+    /// # fn example(client: &Client) -> Result<Push, PushError> {
+    /// let push = client.enqueue(SendReceipt { order: 7 }).delay(Duration::from_secs(60)).prepare()?;
+    /// // windlass_postgres::push_in(&transaction, windlass_postgres::SCHEMA, &push).await?;
+    /// # Ok(push) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`PushError`], for a task over a limit or a mistake in its options.
+    pub fn prepare(self) -> Result<Push, PushError> {
+        match self.mistake {
+            Some(mistake) => Err(mistake),
+            None => self.client.prepare(self.chain),
+        }
+    }
+
     async fn send(self) -> Result<Handle<T>, PushError> {
         if let Some(mistake) = self.mistake {
             return Err(mistake);
@@ -483,66 +520,6 @@ impl<T: Task> Handle<T> {
 impl<T> fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle").field("id", &self.id).field("fresh", &self.fresh).finish_non_exhaustive()
-    }
-}
-
-/// A workflow that was started.
-#[derive(Debug)]
-pub struct Started {
-    /// The workflow: listings and commands find all of its tasks by it.
-    pub id: TaskId,
-    /// The tasks that it starts with.
-    pub tasks: Vec<TaskId>,
-    client: Client,
-}
-
-impl Started {
-    /// Waits until every task that it started with has ended, up to `limit`, and returns their results in order; that is
-    /// the whole of a group that nothing follows.
-    ///
-    /// # Errors
-    /// [`WaitError`]; the first member that gave up decides.
-    pub async fn results(&self, limit: Duration) -> Result<Vec<Json>, WaitError> {
-        let records = self.client.watch_all(&self.tasks, limit).await?;
-        if records.len() < self.tasks.len() {
-            return Err(WaitError::Timeout(limit));
-        }
-        let find = |id: &TaskId| records.iter().find(|record| record.envelope.id == *id);
-        self.tasks.iter().filter_map(find).map(result_of).collect()
-    }
-
-    /// Waits until the step with this task's name has ended, up to `limit`, and returns its output.
-    ///
-    /// # Errors
-    /// [`WaitError`].
-    pub async fn output<T: Task>(&self, limit: Duration) -> Result<T::Output, WaitError> {
-        let name = &T::definition().name;
-        let filter = Filter { workflow: Some(self.id.clone()), names: vec![name.clone()], ..Filter::default() };
-        let give_up_at = Instant::now() + limit;
-        let mut wait = TRY_AGAIN;
-        // A later step does not exist yet: it appears when the one before has ended.
-        loop {
-            let listing = self.client.backend().list(&filter, &Page::first(1)).await?;
-            let left = give_up_at.saturating_duration_since(Instant::now());
-            if let Some(record) = listing.tasks.first() {
-                let handle = self.client.handle::<T>(record.envelope.id.clone());
-                return handle.output(left).await;
-            }
-            if left.is_zero() {
-                return Err(WaitError::Timeout(limit));
-            }
-            tokio::time::sleep(wait.min(left)).await;
-            wait = (wait * 2).min(TRY_AGAIN_MAX);
-        }
-    }
-
-    /// Cancels every task of it that has not ended.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn cancel(&self) -> Result<u64, StoreError> {
-        let filter = Filter { workflow: Some(self.id.clone()), ..Filter::default() };
-        self.client.command_all(&filter, TaskAction::Cancel).await
     }
 }
 

@@ -12,7 +12,7 @@ use crate::address::Address;
 use crate::errors::store_error;
 
 /// The version that this program writes and reads.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// One step from a version to the next, applied in one transaction.
 struct Migration {
@@ -25,7 +25,8 @@ struct Migration {
 const MIGRATIONS: [Migration; SCHEMA_VERSION as usize] = [
     Migration { what: "create the tables", sql: include_str!("sql/0001_tables.sql") },
     Migration { what: "add limits, memos and notes", sql: include_str!("sql/0002_limits_memos_notes.sql") },
-    Migration { what: "make claims by key quick", sql: include_str!("sql/0003_claims_by_key.sql") },
+    Migration { what: "add completion for other drivers", sql: include_str!("sql/0003_transactions.sql") },
+    Migration { what: "make claims by key quick", sql: include_str!("sql/0004_claims_by_key.sql") },
 ];
 
 /// The migrations that a schema needs.

@@ -1,40 +1,17 @@
 //! A task belongs to the transaction that enqueued it.
 
+mod common;
+
 use std::time::Duration;
 
-use sqlx_core::connection::{ConnectOptions as _, Connection as _};
-use sqlx_core::query::query;
-use sqlx_core::sql_str::AssertSqlSafe;
-use sqlx_postgres::{PgConnectOptions, PgConnection};
+use common::{connection, forget, store};
+use sqlx_core::connection::Connection as _;
 use windlass_core::backend::{Backend, Pushed};
 use windlass_core::limit::{Limit, LimitChange, Rule};
 use windlass_core::view::{Filter, Page};
 use windlass_core::{Args, Due, Envelope, QueueName, State, TaskName, Unique, UniqueKey};
-use windlass_postgres::{Options, PostgresStore};
+use windlass_postgres::PostgresStore;
 use windlass_sqlx::{EnqueueError, enqueue_in};
-
-fn server() -> String {
-    std::env::var("WINDLASS_TEST_POSTGRES_URL").unwrap_or_else(|_| {
-        panic!("WINDLASS_TEST_POSTGRES_URL is not set; run `cargo xtask servers -- cargo nextest run -p windlass-sqlx`")
-    })
-}
-
-async fn connection() -> PgConnection {
-    server().parse::<PgConnectOptions>().expect("a URL").connect().await.expect("the server of the tests")
-}
-
-/// A store in a schema of its own, and the schema; the test drops it with [`forget`].
-async fn store() -> (PostgresStore, String) {
-    let schema = format!("t_{}", uuid::Uuid::now_v7().simple());
-    let joint = if server().contains('?') { '&' } else { '?' };
-    let url = format!("{}{joint}schema={schema}&connections=1", server());
-    (PostgresStore::connect(&url, Options::default()).await.expect("a new schema"), schema)
-}
-
-async fn forget(schema: &str) {
-    let sql = AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"));
-    query(sql).execute(&mut connection().await).await.expect("the schema is dropped");
-}
 
 fn task() -> Envelope {
     Envelope::new(

@@ -144,3 +144,8 @@ fn makes_each_transfer_once(store: Store) {
 fn transfers_are_made_exactly_once_on_sqlite() {
     makes_each_transfer_once(Store::Sqlite);
 }
+
+#[test]
+fn transfers_are_made_exactly_once_on_postgres() {
+    makes_each_transfer_once(Store::Postgres);
+}

@@ -2,6 +2,7 @@
 //!
 //! The program `chaos-bank` makes the transfers; [`Bank`] is all that it needs of a database.
 
+mod postgres;
 mod sqlite;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use windlass::call::Call;
 use windlass::{Task, TaskError};
 
+use postgres::PostgresBank;
 use sqlite::SqliteBank;
 
 /// Moves money.
@@ -80,6 +82,7 @@ pub fn bank(url: &str) -> Result<Box<dyn Bank>> {
     let (scheme, rest) = url.split_once(':').context("the URL of a store begins with its kind")?;
     match scheme {
         "sqlite" => Ok(Box::new(SqliteBank::open(rest.as_ref())?)),
+        "postgres" | "postgresql" => Ok(Box::new(PostgresBank::open(url))),
         _ => bail!("there is no bank in a store of the kind `{scheme}`"),
     }
 }

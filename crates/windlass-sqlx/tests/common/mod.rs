@@ -1,0 +1,32 @@
+//! What the tests of this crate share: a server, and a schema for each test.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use sqlx_core::connection::ConnectOptions as _;
+use sqlx_core::query::query;
+use sqlx_core::sql_str::AssertSqlSafe;
+use sqlx_postgres::{PgConnectOptions, PgConnection};
+use windlass_postgres::{Options, PostgresStore};
+
+fn server() -> String {
+    std::env::var("WINDLASS_TEST_POSTGRES_URL").unwrap_or_else(|_| {
+        panic!("WINDLASS_TEST_POSTGRES_URL is not set; run `cargo xtask servers -- cargo nextest run -p windlass-sqlx`")
+    })
+}
+
+pub(crate) async fn connection() -> PgConnection {
+    server().parse::<PgConnectOptions>().expect("a URL").connect().await.expect("the server of the tests")
+}
+
+/// A store in a schema of its own, and the schema; the test drops it with [`forget`].
+pub(crate) async fn store() -> (PostgresStore, String) {
+    let schema = format!("t_{}", uuid::Uuid::now_v7().simple());
+    let joint = if server().contains('?') { '&' } else { '?' };
+    let url = format!("{}{joint}schema={schema}&connections=1", server());
+    (PostgresStore::connect(&url, Options::default()).await.expect("a new schema"), schema)
+}
+
+pub(crate) async fn forget(schema: &str) {
+    let sql = AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"));
+    query(sql).execute(&mut connection().await).await.expect("the schema is dropped");
+}
