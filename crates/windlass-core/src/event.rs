@@ -64,6 +64,14 @@ pub enum Event {
         /// How many.
         count: u64,
     },
+    /// Another application that shares the store declares a limit for the same subject: that of the node that starts last
+    /// holds.
+    LimitContested {
+        /// Which, as text.
+        subject: String,
+        /// The other application.
+        application: String,
+    },
     /// A schedule pushed a task.
     ScheduleFired {
         /// Which.
@@ -157,6 +165,12 @@ impl Listener for Log {
             Event::EndedByStore { count } => {
                 tracing::warn!(event = "tasks_ended", count, "tasks ended without a worker: see their reasons");
             }
+            Event::LimitContested { subject, application } => tracing::warn!(
+                event = "limit_contested",
+                subject,
+                application,
+                "another application declares this limit too: whichever node starts last decides"
+            ),
             Event::ScheduleFired { schedule, slot, task, late } => tracing::info!(
                 event = "schedule_fired",
                 schedule_id = %schedule,

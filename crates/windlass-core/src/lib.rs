@@ -48,7 +48,7 @@ pub use client::{Client, Handle, PushError, WaitError};
 pub use envelope::{Due, Envelope, InvalidEnvelope, OnConflict, Source, Unique, UniqueHold};
 pub use error::{BoxError, Failure, TaskError};
 pub use json::{InvalidJson, Json};
-pub use limit::{Gate, Limit, Rate, Subject};
+pub use limit::{Gate, Limit, Rate, Rule, Subject};
 pub use names::{
     GroupId, InvalidName, Key, NodeId, Priority, QueueName, ScheduleId, SignalName, TaskId, TaskName, UniqueKey,
 };

@@ -19,10 +19,14 @@
 //! # Ok(()) }
 //! ```
 //!
+//! An application declares its own with [`App::limit`](crate::App::limit), or at its tasks: `#[task(rate = "100/m")]`.
+//!
 //! **What voids it.** A worker of a version before limits starts whatever it finds. A concurrency counts what is claimed: a
 //! task whose lease ran out while it still runs is not counted any more.
 
 mod admission;
+pub(crate) mod declare;
+mod rate;
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,14 +34,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{InvalidName, Key, QueueName, TaskName, Timestamp, format_duration, parse_duration};
+use crate::{InvalidName, Key, QueueName, TaskName, Timestamp, format_duration};
 
 pub use admission::{Admission, GateState, Rules};
+pub use declare::{DECLARED_MAX, DECLARED_SPACE};
+pub use rate::{RATE_COUNT_MAX, RATE_PER_MAX, Rate};
 
-/// The highest count of a rate.
-pub const RATE_COUNT_MAX: u32 = 1_000_000;
-/// The longest time of a rate.
-pub const RATE_PER_MAX: Duration = Duration::from_secs(31 * 86_400);
 /// The highest weight of a key.
 pub const KEY_WEIGHT_MAX: u32 = 100;
 /// The most limits that a store keeps.
@@ -69,6 +71,13 @@ impl fmt::Display for Subject {
             Self::KeysOfQueue(queue) => write!(f, "keys-of-queue:{queue}"),
             Self::KeysOfTask(task) => write!(f, "keys-of-task:{task}"),
         }
+    }
+}
+
+impl TryFrom<&str> for Subject {
+    type Error = InvalidLimit;
+    fn try_from(text: &str) -> Result<Self, InvalidLimit> {
+        text.parse()
     }
 }
 
@@ -156,115 +165,6 @@ impl FromStr for Gate {
     }
 }
 
-/// How often tasks may start: `100/m`, `10/s burst 20`, `1/90s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    /// This many; 1 to [`RATE_COUNT_MAX`].
-    pub count: u32,
-    /// In this time; up to [`RATE_PER_MAX`].
-    pub per: Duration,
-    /// How many may start at once after a pause; 1 to [`RATE_COUNT_MAX`].
-    pub burst: u32,
-}
-
-impl Rate {
-    /// A rate without bursts.
-    pub const fn new(count: u32, per: Duration) -> Self {
-        Self { count, per, burst: 1 }
-    }
-
-    /// The time between two starts, in microseconds; rounded up, so that the rate is never exceeded.
-    pub fn interval_micros(self) -> i64 {
-        let per = i64::try_from(self.per.as_micros()).unwrap_or(i64::MAX);
-        let count = i64::from(self.count.max(1));
-        (per / count + i64::from(per % count > 0)).max(1)
-    }
-
-    /// How early a start may come, in microseconds.
-    pub fn tolerance_micros(self) -> i64 {
-        self.interval_micros().saturating_mul(i64::from(self.burst.max(1)) - 1)
-    }
-
-    /// How many may start now, when the next start is due at `next`.
-    pub fn room(self, next: Timestamp, now: Timestamp) -> u64 {
-        let (next, now) = (next.as_micros().max(now.as_micros()), now.as_micros());
-        let early = now.saturating_add(self.tolerance_micros()).saturating_sub(next);
-        if early < 0 { 0 } else { (early / self.interval_micros()) as u64 + 1 }
-    }
-
-    /// When one may start, when the next start is due at `next`.
-    pub fn opens_at(self, next: Timestamp) -> Timestamp {
-        Timestamp::from_micros(next.as_micros().saturating_sub(self.tolerance_micros()))
-    }
-
-    /// When the next start is due after `started` more.
-    pub fn after(self, next: Timestamp, now: Timestamp, started: u64) -> Timestamp {
-        let passed = self.interval_micros().saturating_mul(i64::try_from(started).unwrap_or(i64::MAX));
-        Timestamp::from_micros(next.as_micros().max(now.as_micros()).saturating_add(passed))
-    }
-
-    fn check(self) -> Result<Self, InvalidLimit> {
-        let counts = 1..=RATE_COUNT_MAX;
-        if !counts.contains(&self.count) || !counts.contains(&self.burst) {
-            return Err(InvalidLimit(format!("a rate counts from 1 to {RATE_COUNT_MAX}, its burst too")));
-        }
-        if self.per.is_zero() || self.per > RATE_PER_MAX {
-            return Err(InvalidLimit(format!(
-                "the time of a rate is longer than zero and at most {}",
-                format_duration(RATE_PER_MAX)
-            )));
-        }
-        Ok(self)
-    }
-}
-
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let per = match self.per.as_secs() {
-            1 if self.per.subsec_nanos() == 0 => "s".to_owned(),
-            60 if self.per.subsec_nanos() == 0 => "m".to_owned(),
-            3600 if self.per.subsec_nanos() == 0 => "h".to_owned(),
-            86_400 if self.per.subsec_nanos() == 0 => "d".to_owned(),
-            _ => format_duration(self.per),
-        };
-        write!(f, "{}/{per}", self.count)?;
-        if self.burst > 1 { write!(f, " burst {}", self.burst) } else { Ok(()) }
-    }
-}
-
-impl FromStr for Rate {
-    type Err = InvalidLimit;
-    fn from_str(text: &str) -> Result<Self, InvalidLimit> {
-        let wrong = || {
-            let shown: String = text.chars().take(40).collect();
-            InvalidLimit(format!("`{shown}` is not a rate: write it as 100/m, 10/s burst 20 or 1/90s"))
-        };
-        let (rate, burst) = match text.split_once("burst") {
-            Some((rate, burst)) => (rate, burst.trim().parse().map_err(|_| wrong())?),
-            None => (text, 1),
-        };
-        let (count, per) = rate.split_once('/').ok_or_else(wrong)?;
-        let count = count.trim().parse().map_err(|_| wrong())?;
-        let per = per.trim();
-        let with_one = per.starts_with(|first: char| first.is_ascii_alphabetic()).then(|| format!("1{per}"));
-        let per = parse_duration(with_one.as_deref().unwrap_or(per)).map_err(|_| wrong())?;
-        Self { count, per, burst }.check()
-    }
-}
-
-impl Serialize for Rate {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Rate {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
 /// The rule for a subject; at least one part of it is given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
@@ -313,14 +213,22 @@ impl SetBy {
     }
 }
 
+impl Rule {
+    /// Whether no part of it is given.
+    pub fn is_empty(&self) -> bool {
+        let Self { rate, concurrency, length, weight, set_by: _ } = self;
+        rate.is_none() && concurrency.is_none() && length.is_none() && weight.is_none()
+    }
+}
+
 impl Limit {
     /// Checks a limit; the client and every store do.
     ///
     /// # Errors
     /// [`InvalidLimit`], with what is wrong.
     pub fn check(&self) -> Result<(), InvalidLimit> {
-        let Rule { rate, concurrency, length, weight, .. } = &self.rule;
-        if rate.is_none() && concurrency.is_none() && length.is_none() && weight.is_none() {
+        let Rule { rate, length, weight, .. } = &self.rule;
+        if self.rule.is_empty() {
             return Err(InvalidLimit(format!("the limit of `{}` limits nothing", self.subject)));
         }
         if let Some(rate) = rate {
@@ -375,6 +283,8 @@ pub enum LimitChange {
     Set(Limit),
     /// Forgets the rule of a subject.
     Remove(Subject),
+    /// Forgets the rule of a subject if an application has set it; what an operator has set stays.
+    Withdraw(Subject),
     /// Nothing passes this gate for a time: what every worker does when a service answers "retry after".
     Hold {
         /// Which.
@@ -397,7 +307,7 @@ impl LimitChange {
             Self::Hold { time, .. } if *time > HOLD_MAX => {
                 Err(crate::StoreError::Rejected(format!("a gate is held for at most {}", format_duration(HOLD_MAX))))
             }
-            Self::Hold { .. } | Self::Remove(_) | Self::Reset(_) => Ok(()),
+            Self::Hold { .. } | Self::Remove(_) | Self::Withdraw(_) | Self::Reset(_) => Ok(()),
         }
     }
 }

@@ -280,7 +280,7 @@ impl Listener for Metrics {
                 self.0.busy.dec();
                 self.0.stale.get_or_create(&Task::of(call)).inc();
             }
-            Event::Stuck(_) | Event::SmallBatches { .. } => {}
+            Event::Stuck(_) | Event::SmallBatches { .. } | Event::LimitContested { .. } => {}
             Event::Phase(phase) => {
                 self.0.up.set(i64::from(*phase == NodePhase::Running));
             }

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use crate::batch::{Batch, Room};
 use crate::call::{Call, Cx};
 use crate::error::{BoxError, TaskError};
+use crate::limit::{DECLARED_MAX, Limit, Rule, SetBy, Subject};
 use crate::middleware::Middleware;
 use crate::retry::Outcome;
 use crate::schedule::{Schedule, When};
@@ -41,6 +42,7 @@ pub struct App<S = ()> {
     state: BoxFuture<'static, Result<S, BoxError>>,
     tasks: Vec<Declared<S>>,
     schedules: Vec<Result<Schedule, String>>,
+    limits: Vec<Result<Limit, String>>,
     middleware: Vec<Arc<dyn Middleware>>,
 }
 
@@ -74,6 +76,23 @@ impl<S> Declared<S> {
             Takes::Several(size) => size.mistakes(self.definition),
         }
     }
+
+    /// The limits that are written at the task.
+    fn limits(&self) -> Vec<Result<Limit, String>> {
+        let (name, options) = (&self.definition.name, &self.definition.options);
+        [(Subject::Task(name.clone()), &options.limit), (Subject::KeysOfTask(name.clone()), &options.key_limit)]
+            .into_iter()
+            .filter(|(_, rule)| !rule.is_empty())
+            .map(|(subject, rule)| declared(subject, rule))
+            .collect()
+    }
+}
+
+/// A limit as an application declares it.
+fn declared(subject: Subject, rule: &Rule) -> Result<Limit, String> {
+    let limit = Limit { subject, rule: Rule { set_by: SetBy::Application, ..rule.clone() } };
+    limit.check().map_err(|error| error.to_string())?;
+    Ok(limit)
 }
 
 impl App<()> {
@@ -84,6 +103,7 @@ impl App<()> {
             state: std::future::ready(Ok(())).boxed(),
             tasks: Vec::new(),
             schedules: Vec::new(),
+            limits: Vec::new(),
             middleware: Vec::new(),
         }
     }
@@ -116,7 +136,8 @@ impl App<()> {
     {
         assert!(self.tasks.is_empty(), "`App::state` comes before the tasks that use it");
         let state = async move { make().await.map_err(Into::into) }.boxed();
-        App { name: self.name, state, tasks: Vec::new(), schedules: self.schedules, middleware: self.middleware }
+        let Self { name, schedules, limits, middleware, .. } = self;
+        App { name, state, tasks: Vec::new(), schedules, limits, middleware }
     }
 }
 
@@ -220,6 +241,31 @@ impl<S: Send + Sync + 'static> App<S> {
         self
     }
 
+    /// Declares a limit, as in `limit("queue:mail", rule)`; those of tasks can be written at the task: `#[task(rate = "100/m")]`.
+    ///
+    /// When a node starts, the store's rule becomes this one, and the rules that earlier versions of the application have
+    /// declared and this one does not are forgotten. What an operator has set stays. At most [`DECLARED_MAX`], those of
+    /// the tasks included.
+    ///
+    /// ```
+    /// # extern crate windlass_core as windlass;
+    /// use windlass_core::{App, Rate, Rule};
+    /// const MAIL: Rate = Rate::known("100/m burst 10");
+    ///
+    /// let app = App::new("shop")
+    ///     .limit("queue:mail", Rule { rate: Some(MAIL), ..Rule::default() })
+    ///     .limit("keys-of-queue:reports", Rule { concurrency: Some(2), ..Rule::default() });
+    /// ```
+    #[must_use]
+    pub fn limit<T>(mut self, subject: T, rule: Rule) -> Self
+    where
+        T: TryInto<Subject, Error: fmt::Display>,
+    {
+        let limit = subject.try_into().map_err(|error| error.to_string()).and_then(|subject| declared(subject, &rule));
+        self.limits.push(limit.map_err(|error| format!("limit: {error}")));
+        self
+    }
+
     /// The name of the application.
     pub fn name(&self) -> &str {
         &self.name
@@ -251,6 +297,20 @@ impl<S: Send + Sync + 'static> App<S> {
                 Err(mistake) => mistakes.push(mistake),
             }
         }
+        let mut limits: Vec<Limit> = Vec::new();
+        for limit in self.limits.into_iter().chain(self.tasks.iter().flat_map(Declared::limits)) {
+            match limit {
+                Ok(limit) if limits.iter().any(|other| other.subject == limit.subject) => {
+                    mistakes.push(format!("the limit of `{}` is declared twice", limit.subject));
+                }
+                Ok(limit) => limits.push(limit),
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
+        if limits.len() > DECLARED_MAX {
+            mistakes
+                .push(format!("{} limits are declared, an application declares at most {DECLARED_MAX}", limits.len()));
+        }
         let names: Vec<&TaskName> = self.tasks.iter().map(|task| &task.definition.name).collect();
         for (index, name) in names.iter().enumerate() {
             if names[..index].contains(name) {
@@ -267,7 +327,7 @@ impl<S: Send + Sync + 'static> App<S> {
             (definition.name.clone(), Entry { definition, takes, run: bind(&state, &room) })
         });
         let entries = bound.collect();
-        Ok(Registry { name: self.name, entries, schedules, middleware: self.middleware.into(), room })
+        Ok(Registry { name: self.name, entries, schedules, limits, middleware: self.middleware.into(), room })
     }
 }
 
@@ -293,6 +353,7 @@ pub struct Registry {
     name: String,
     entries: BTreeMap<TaskName, Entry>,
     schedules: Vec<Schedule>,
+    limits: Vec<Limit>,
     middleware: Arc<[Arc<dyn Middleware>]>,
     room: Arc<Room>,
 }
@@ -316,6 +377,11 @@ impl Registry {
     /// The declared schedules.
     pub fn schedules(&self) -> &[Schedule] {
         &self.schedules
+    }
+
+    /// The declared limits, those of the tasks included.
+    pub fn limits(&self) -> &[Limit] {
+        &self.limits
     }
 
     /// The middleware, outermost first.

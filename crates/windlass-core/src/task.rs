@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::args::{Args, InvalidArgs};
 use crate::envelope::Envelope;
 use crate::retry::RetryPolicy;
-use crate::{Priority, QueueName, TaskName};
+use crate::{Priority, QueueName, Rule, TaskName};
 
 /// The hard limit of a task that names none: a handler that never returns must not hold a slot for ever.
 pub const HARD_LIMIT_DEFAULT: Duration = Duration::from_secs(3600);
@@ -146,6 +146,10 @@ pub struct Options {
     pub result_ttl: Option<Duration>,
     /// The argument that takes the result of the step before in a workflow.
     pub input: Option<&'static str>,
+    /// What is allowed to all instances together, wherever they wait; declared when a node starts.
+    pub limit: Rule,
+    /// What is allowed to the instances of each key; declared when a node starts.
+    pub key_limit: Rule,
 }
 
 impl Default for Options {
@@ -159,6 +163,8 @@ impl Default for Options {
             expires_after: None,
             result_ttl: None,
             input: None,
+            limit: Rule::default(),
+            key_limit: Rule::default(),
         }
     }
 }
@@ -230,8 +236,8 @@ impl Envelope {
 impl Serialize for Definition {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
-        let retry = &self.options.retry;
-        let mut entry = serializer.serialize_struct("Definition", 12)?;
+        let Options { retry, limit, key_limit, .. } = &self.options;
+        let mut entry = serializer.serialize_struct("Definition", 16)?;
         entry.serialize_field("name", &self.name)?;
         entry.serialize_field("doc", &self.doc)?;
         entry.serialize_field("queue", &self.options.queue)?;
@@ -242,6 +248,10 @@ impl Serialize for Definition {
         entry.serialize_field("hard_limit", &crate::format_duration(self.options.hard_limit))?;
         entry.serialize_field("expires_after", &self.options.expires_after.map(crate::format_duration))?;
         entry.serialize_field("result_ttl", &self.options.result_ttl.map(crate::format_duration))?;
+        entry.serialize_field("rate", &limit.rate)?;
+        entry.serialize_field("concurrency", &limit.concurrency)?;
+        entry.serialize_field("key_rate", &key_limit.rate)?;
+        entry.serialize_field("key_concurrency", &key_limit.concurrency)?;
         entry.serialize_field("arguments", &self.schema())?;
         entry.serialize_field("output", &self.output)?;
         entry.end()
@@ -291,6 +301,18 @@ impl fmt::Display for Fields {
 /// #[derive(windlass::Task, serde::Serialize, serde::Deserialize)]
 /// #[task(backoff = "1s ** n")]
 /// struct Clean;
+/// ```
+/// ```compile_fail,E0080
+/// # extern crate windlass_core as windlass;
+/// #[derive(windlass::Task, serde::Serialize, serde::Deserialize)]
+/// #[task(rate = "100 a minute")]
+/// struct Clean;
+/// ```
+/// ```compile_fail,E0080
+/// # extern crate windlass_core as windlass;
+/// #[derive(windlass::Task, serde::Serialize, serde::Deserialize)]
+/// #[task(key_rate = "0/s")]
+/// struct Never;
 /// ```
 #[doc(hidden)]
 pub mod derive {

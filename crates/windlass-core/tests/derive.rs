@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use windlass::retry::{ATTEMPTS_MAX, Backoff, RetryPolicy};
 use windlass::task::{Definition, Fields, HARD_LIMIT_DEFAULT, Options, Presence};
-use windlass::{Args, Envelope, Feed, Json, Priority, Secret, Task, Timestamp};
+use windlass::{Args, Envelope, Feed, Json, Priority, Rule, Secret, Task, Timestamp};
 
 /// Reads `json` as the worker reads it.
 fn decode<T: Task>(json: &str) -> Result<T, String> {
@@ -29,6 +29,7 @@ fn names<T: Task>() -> String {
 #[task(name = "mail.send", queue = "email", priority = 7, retries = 3, backoff = "60s * 2^n up to 5m", jitter = 0.5)]
 #[task(age_max = "1d", never_retry("declined", "not_found"), only_retry("timeout"))]
 #[task(soft_limit = "4m", hard_limit = "5m", expires_after = "10m", result_ttl = "0s", output = Receipt, input = "to")]
+#[task(rate = "100/m burst 10", concurrency = 4, key_rate = "10/s", key_concurrency = 2)]
 struct SendMail {
     /// Whom to
     /// write to.
@@ -65,6 +66,8 @@ fn every_option_reaches_the_definition() {
         expires_after: Some(Duration::from_secs(600)),
         result_ttl: Some(Duration::ZERO),
         input: Some("to"),
+        limit: Rule { rate: Some("100/m burst 10".parse().unwrap()), concurrency: Some(4), ..Rule::default() },
+        key_limit: Rule { rate: Some("10/s".parse().unwrap()), concurrency: Some(2), ..Rule::default() },
     };
     assert_eq!(SendMail::definition().options, options);
     assert_eq!(SendMail::definition().name.as_str(), "mail.send");

@@ -15,7 +15,7 @@ const RETRIES_MAX: u32 = 9_999;
 const CLASS_BYTES_MAX: usize = 120;
 
 /// Every key and how it is written.
-const KEYS: [(&str, &str); 17] = [
+const KEYS: [(&str, &str); 21] = [
     ("name", r#"name = "send_mail""#),
     ("queue", r#"queue = "email""#),
     ("priority", "priority = 7"),
@@ -29,6 +29,10 @@ const KEYS: [(&str, &str); 17] = [
     ("hard_limit", r#"hard_limit = "5m""#),
     ("expires_after", r#"expires_after = "10m""#),
     ("result_ttl", r#"result_ttl = "1h""#),
+    ("rate", r#"rate = "100/m burst 10""#),
+    ("concurrency", "concurrency = 4"),
+    ("key_rate", r#"key_rate = "10/s""#),
+    ("key_concurrency", "key_concurrency = 2"),
     ("output", "output = Type"),
     ("input", r#"input = "field""#),
     ("any", "any"),
@@ -51,6 +55,10 @@ pub(crate) struct Attributes {
     pub(crate) hard_limit: Option<LitStr>,
     pub(crate) expires_after: Option<LitStr>,
     pub(crate) result_ttl: Option<LitStr>,
+    pub(crate) rate: Option<LitStr>,
+    pub(crate) concurrency: Option<u32>,
+    pub(crate) key_rate: Option<LitStr>,
+    pub(crate) key_concurrency: Option<u32>,
     pub(crate) output: Option<Type>,
     pub(crate) input: Option<LitStr>,
     pub(crate) any: Option<Span>,
@@ -97,6 +105,10 @@ impl Attributes {
             "hard_limit" => self.hard_limit = Some(value(meta)?),
             "expires_after" => self.expires_after = Some(value(meta)?),
             "result_ttl" => self.result_ttl = Some(value(meta)?),
+            "rate" => self.rate = Some(value(meta)?),
+            "concurrency" => self.concurrency = Some(at_least_one(meta)?),
+            "key_rate" => self.key_rate = Some(value(meta)?),
+            "key_concurrency" => self.key_concurrency = Some(at_least_one(meta)?),
             "output" => self.output = Some(value(meta)?),
             "input" => self.input = Some(value(meta)?),
             "any" => self.any = Some(meta.path.span()),
@@ -150,6 +162,14 @@ fn number<N: std::str::FromStr<Err: std::fmt::Display> + PartialOrd>(
     match literal.base10_parse::<N>() {
         Ok(number) if number <= max => Ok(number),
         Ok(_) | Err(_) => Err(Error::new(literal.span(), format!("it is a whole number from {range}"))),
+    }
+}
+
+fn at_least_one(meta: &ParseNestedMeta<'_>) -> Result<u32> {
+    let literal: LitInt = value(meta)?;
+    match literal.base10_parse::<u32>() {
+        Ok(number) if number > 0 => Ok(number),
+        Ok(_) | Err(_) => Err(Error::new(literal.span(), "it is a whole number from 1")),
     }
 }
 

@@ -1,15 +1,16 @@
 //! `#[derive(Task)]`: the name, the arguments, the options and the schema of a task, read from its struct.
 //!
-//! 1. `attributes` reads `#[task(..)]`   2. `fields` reads the fields as serde sees them   3. `expand` writes the impl
+//! 1. `attributes` reads `#[task(..)]`   2. `fields` reads the fields as serde sees them   3. `expand` writes the impl, `options` its options
 //!
 //! It adds one `impl` and rewrites nothing. What can be decided from the text alone (names, numbers, keys) is refused
-//! here, at the literal; durations and backoffs are read by the engine's own parsers in constants of the impl, so that
+//! here, at the literal; durations, backoffs and rates are read by the engine's own parsers in constants of the impl, so that
 //! there is one grammar and a mistake still does not compile.
 
 mod attributes;
 mod docs;
 mod expand;
 mod fields;
+mod options;
 
 use proc_macro::TokenStream;
 use syn::{DeriveInput, parse_macro_input};
@@ -47,6 +48,10 @@ use syn::{DeriveInput, parse_macro_input};
 /// | `hard_limit = "5m"` | then the attempt is over | `1h` |
 /// | `expires_after = "10m"` | an instance that has not started after this long is not started any more | never |
 /// | `result_ttl = "1h"` | how long results are kept; `0s` keeps none | the store's retention |
+/// | `rate = "100/m burst 10"` | how often its tasks start, wherever they wait; declared when a node starts | no limit |
+/// | `concurrency = 4` | how many of its tasks run at once | no limit |
+/// | `key_rate = "10/s"` | how often the tasks of each key start | no limit |
+/// | `key_concurrency = 2` | how many tasks of each key run at once | no limit |
 /// | `output = Delivered` | the type of its result | `()` |
 /// | `input = "rows"` | the argument that takes the result of the step before in a workflow | none |
 /// | `any` | takes any argument, by name only; for a type that reads them itself | the fields |

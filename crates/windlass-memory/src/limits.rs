@@ -69,6 +69,10 @@ impl Data {
                 !kept
             }
             LimitChange::Remove(subject) => limits.set.remove(subject).is_some(),
+            LimitChange::Withdraw(subject) => {
+                let declared = limits.set.get(subject).is_some_and(|rule| rule.set_by == SetBy::Application);
+                declared && limits.set.remove(subject).is_some()
+            }
             LimitChange::Hold { gate, time } => {
                 let until = now + *time;
                 let longer = limits.holds.get(gate).is_none_or(|before| *before < until);

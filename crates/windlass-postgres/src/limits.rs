@@ -108,6 +108,13 @@ pub(crate) async fn change(tx: &mut Tx<'_>, change: &LimitChange) -> Result<bool
         LimitChange::Remove(subject) => {
             tx.execute("DELETE FROM windlass.rule WHERE subject = $1", &[&subject.to_string()]).await? > 0
         }
+        LimitChange::Withdraw(subject) => {
+            let subject = subject.to_string();
+            let rows = tx.query("SELECT rule FROM windlass.rule WHERE subject = $1 FOR UPDATE", &[&subject]).await?;
+            let rule = rows.first().map(|row| rule_of(value(row, 0)?)).transpose()?;
+            rule.is_some_and(|rule| rule.set_by == SetBy::Application)
+                && tx.execute("DELETE FROM windlass.rule WHERE subject = $1", &[&subject]).await? > 0
+        }
         LimitChange::Hold { gate, time } => {
             let held =
                 count(tx, "SELECT count(*) FROM windlass.gate WHERE held_until IS NOT NULL AND gate <> $1", gate)

@@ -20,6 +20,7 @@ pub(crate) async fn change(shared: &Shared, change: &LimitChange) -> Result<bool
     let [what, about, value] = match change {
         LimitChange::Set(Limit { subject, rule }) => ["set".to_owned(), subject.to_string(), stored(rule)],
         LimitChange::Remove(subject) => ["remove".to_owned(), subject.to_string(), String::new()],
+        LimitChange::Withdraw(subject) => ["withdraw".to_owned(), subject.to_string(), String::new()],
         LimitChange::Hold { gate, time } => ["hold".to_owned(), gate.to_string(), micros(*time).to_string()],
         LimitChange::Reset(gate) => ["reset".to_owned(), gate.to_string(), String::new()],
     };

@@ -53,6 +53,7 @@ pub(crate) fn change(tx: &mut Tx<'_>, change: &LimitChange) -> Result<bool, Faul
         LimitChange::Remove(subject) => {
             tx.execute("DELETE FROM windlass_limit WHERE subject = ?1", [subject.to_string()])? > 0
         }
+        LimitChange::Withdraw(subject) => withdraw(tx, &subject.to_string())?,
         LimitChange::Hold { gate, time } => hold(tx, gate, tx.now_micros().saturating_add(micros(*time)))?,
         LimitChange::Reset(gate) => tx.execute("DELETE FROM windlass_gate WHERE gate = ?1", [gate.to_string()])? > 0,
     };
@@ -78,6 +79,17 @@ fn set(tx: &Tx<'_>, Limit { subject, rule }: &Limit) -> Result<bool, Fault> {
     }
     tx.execute("INSERT OR REPLACE INTO windlass_limit (subject, rule) VALUES (?1, ?2)", [subject, rule.to_text()])?;
     Ok(true)
+}
+
+fn withdraw(tx: &Tx<'_>, subject: &str) -> Result<bool, Fault> {
+    let mut select = tx.prepare("SELECT rule FROM windlass_limit WHERE subject = ?1")?;
+    let rule: Option<String> = select.query_row([subject], |row| row.get(0)).optional()?;
+    match rule.map(|rule| rule_of(&rule)).transpose()? {
+        Some(rule) if rule.set_by == SetBy::Application => {
+            Ok(tx.execute("DELETE FROM windlass_limit WHERE subject = ?1", [subject])? > 0)
+        }
+        Some(_) | None => Ok(false),
+    }
 }
 
 fn hold(tx: &Tx<'_>, gate: &Gate, until: i64) -> Result<bool, Fault> {

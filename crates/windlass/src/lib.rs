@@ -60,6 +60,7 @@ pub mod prelude {
     pub use windlass_core::worker::{Settings, Shutdown, ShutdownStep, Worker};
     pub use windlass_core::workflow::{chain, group};
     pub use windlass_core::{
-        App, Batch, BatchCx, Client, Cx, Item, Key, NodeId, Priority, QueueName, Secret, State, Task, TaskError,
+        App, Batch, BatchCx, Client, Cx, Item, Key, NodeId, Priority, QueueName, Rate, Rule, Secret, State, Task,
+        TaskError,
     };
 }

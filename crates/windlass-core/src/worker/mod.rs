@@ -25,6 +25,7 @@ use crate::backend::Backend;
 use crate::call::Surroundings;
 use crate::client::{Client, PUSH_DEADLINE};
 use crate::event::{Event as Told, Listener};
+use crate::limit::declare::Declaring;
 use crate::registry::Registry;
 use crate::schedule::runner::Runner;
 use crate::view::{NodeInfo, NodePhase};
@@ -241,6 +242,21 @@ impl Worker {
             phase: NodePhase::Running,
         };
         let listeners: Arc<[Arc<dyn Listener>]> = self.listeners.into();
+        // Before the first claim: a limit that is not there yet would let tasks pass.
+        let declaring = Declaring {
+            backend: Arc::clone(&self.backend),
+            clock: Arc::clone(&self.clock),
+            listeners: Arc::clone(&listeners),
+            application: self.registry.name().to_owned(),
+            limits: self.registry.limits().to_vec(),
+        };
+        let mut steps = shutdown.0.subscribe();
+        tokio::select! {
+            biased;
+            () = declaring.run() => {}
+            // Every step of it is safe to repeat, and whoever waits for a store that fails must be able to leave.
+            _ = steps.wait_for(Option::is_some) => {}
+        }
         let (next_slot, slots) = watch::channel(None);
         let stop_firing = CancellationToken::new();
         if self.settings.schedules == Schedules::Fire {

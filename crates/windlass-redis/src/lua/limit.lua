@@ -1,7 +1,7 @@
 -- Changes limits, or tells of them.
 --
 -- ARGV[5] is what to do. `set`: ARGV[6] is the subject, ARGV[7] the limit as `limits` keeps it, ARGV[8] the most limits.
--- `remove`: ARGV[6] is the subject. `hold`: ARGV[6] is the gate, ARGV[7] the time, ARGV[8] the most gates. `reset`: ARGV[6]
+-- `remove`: ARGV[6] is the subject. `withdraw`: the same, unless an operator has set it. `hold`: ARGV[6] is the gate, ARGV[7] the time, ARGV[8] the most gates. `reset`: ARGV[6]
 -- is the gate. Answer 1 when something has changed, 0 when not, -1 when there are too many. `view`: answers limits as
 -- subject and text in turn; holds and counted starts as gate and time in turn; gates and how many run in turn.
 
@@ -61,6 +61,9 @@ if what == 'set' then
   changed = put_rule(ARGV[7])
 elseif what == 'remove' then
   changed = put_rule(nil)
+elseif what == 'withdraw' then
+  learn({ about })
+  if rules[about] and rules[about].by_application then changed = put_rule(nil) end
 elseif what == 'hold' then
   changed = hold()
 else

@@ -347,6 +347,7 @@ macro_rules! __conformance_cases {
                 a_limit_is_changed_while_tasks_run,
                 a_raised_limit_wakes_a_waiting_claim,
                 an_operator_has_the_last_word,
+                a_declaration_is_withdrawn_unless_an_operator_has_set_it,
                 a_held_gate_lets_nothing_pass,
                 a_hold_ends_by_itself,
                 a_reset_opens_a_gate,

@@ -185,6 +185,22 @@ pub async fn an_operator_has_the_last_word(h: &Harness) {
     assert_eq!(answer(h.second.limits().await).limits[0].rule.concurrency, Some(3));
 }
 
+/// What an application declares no more is forgotten; what an operator has set stays.
+pub async fn a_declaration_is_withdrawn_unless_an_operator_has_set_it(h: &Harness) {
+    let rule = Rule { concurrency: Some(1), set_by: SetBy::Application, ..Rule::default() };
+    let withdraw = || change(h, LimitChange::Withdraw(subject("task:work")));
+    assert!(!withdraw().await, "there is none");
+    assert!(change(h, LimitChange::Set(Limit { subject: subject("task:work"), rule })).await);
+    h.push_all(tasks(2)).await;
+    h.claim_one().await;
+    assert_eq!(h.claim_ids(demand(10)).await, []);
+    assert!(withdraw().await);
+    assert_eq!(h.claim(demand(10)).await.len(), 1, "the gate is gone");
+    assert!(set(h, "task:work", r#"{"concurrency":3}"#).await);
+    assert!(!withdraw().await);
+    assert_eq!(answer(h.second.limits().await).limits[0].rule.concurrency, Some(3));
+}
+
 /// While a gate is held nothing passes it, through whatever handle; then everything goes on.
 pub async fn a_held_gate_lets_nothing_pass(h: &Harness) {
     h.push_all([keyed("a"), keyed("b"), task("other")]).await;

@@ -67,6 +67,10 @@ fn describe(context: &Context, definition: &Definition) -> String {
         ("hard limit", windlass::format_duration(options.hard_limit)),
         ("expires after", optional(options.expires_after)),
         ("result kept", optional(options.result_ttl)),
+        ("rate", options.limit.rate.map(|rate| rate.to_string()).unwrap_or_default()),
+        ("concurrency", options.limit.concurrency.map(|count| count.to_string()).unwrap_or_default()),
+        ("rate of a key", options.key_limit.rate.map(|rate| rate.to_string()).unwrap_or_default()),
+        ("concurrency of a key", options.key_limit.concurrency.map(|count| count.to_string()).unwrap_or_default()),
         ("output", if definition.output == json!({}) { String::new() } else { kind(&definition.output) }),
     ]));
     match &definition.fields {
