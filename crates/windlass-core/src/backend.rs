@@ -17,6 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use crate::adoption::{Adopting, Adoption};
 use crate::envelope::Envelope;
 use crate::error::BoxError;
 use crate::flow::{Follow, NewGroup};
@@ -53,6 +54,18 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// has expired, and nothing from a store that is closed. Every gate of a task lets it pass, or it stays where it is
     /// ([`crate::limit`]); the keys of a queue take turns ([`crate::fair`]).
     async fn claim(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError>;
+
+    /// Stores the deliveries of a foreign transport and claims for the node, in one atomic step; see [`crate::adoption`].
+    ///
+    /// A delivery that is remembered is known and changes nothing. The envelope of any other is pushed, as a push does it, with
+    /// one exception: a task with its id that has ended is forgotten for it. What is stored, replaced or refused by
+    /// its unique key is remembered with it, for [`DELIVERY_TTL`](crate::adoption::DELIVERY_TTL) or until the transport has let
+    /// it go. Then the demand is served as a claim that does not wait; claims that wait elsewhere are woken for what is
+    /// left.
+    ///
+    /// An adoption whose answer was lost is repeated, and finds its deliveries known. What it had claimed stays claimed until
+    /// the lease ends, as with a claim whose answer was lost.
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError>;
 
     /// Renews leases from now on for `lease`, and records progress. A holder that is renewed in time never loses its task.
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError>;

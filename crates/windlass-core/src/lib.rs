@@ -6,6 +6,7 @@
 #[allow(unused_extern_crates, reason = "the derive is used in documentation and tests")]
 extern crate self as windlass;
 
+pub mod adoption;
 pub mod args;
 pub mod backend;
 pub mod batch;
@@ -50,7 +51,8 @@ pub use error::{BoxError, Failure, TaskError};
 pub use json::{InvalidJson, Json};
 pub use limit::{Gate, Limit, Rate, Rule, Subject};
 pub use names::{
-    GroupId, InvalidName, Key, NodeId, Priority, QueueName, ScheduleId, SignalName, TaskId, TaskName, UniqueKey,
+    DeliveryId, GroupId, InvalidName, Key, NodeId, Priority, QueueName, ScheduleId, SignalName, TaskId, TaskName,
+    UniqueKey,
 };
 pub use redact::Secret;
 pub use registry::{App, Registry};

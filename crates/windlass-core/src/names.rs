@@ -152,6 +152,12 @@ name! {
     SignalName, "signal name", is_printable, PRINTABLE_RULE
 }
 
+name! {
+    /// How a foreign transport knows a delivery: its delivery tag, the id of a stream's entry. It begins with the name of the
+    /// bridge, so that two transports never mean the same: `orders:1718000000000-0`.
+    DeliveryId, "delivery id", is_printable, PRINTABLE_RULE
+}
+
 impl Default for QueueName {
     /// The queue `default`.
     fn default() -> Self {

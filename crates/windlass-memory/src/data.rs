@@ -254,6 +254,11 @@ impl Data {
         self.queues.len() - 1
     }
 
+    /// The place of the newest task in the order of insertion.
+    pub(crate) fn newest_seq(&self) -> u64 {
+        self.last_seq
+    }
+
     /// Adds a task in its first stage.
     pub(crate) fn add(
         &mut self,

@@ -11,6 +11,7 @@
 //! | `data` | the tasks, where each is indexed, and every move from one stage to another |
 //! | `slab`, `hash` | stable places for tasks; maps |
 //! | `push` | new tasks, unique keys, what follows a task that ended |
+//! | `adopt` | deliveries of foreign transports |
 //! | `claim`, `waiting` | taking tasks and renewing leases; claims that wait |
 //! | `settle` | verdicts |
 //! | `groups` | arrivals and fan-in |
@@ -20,6 +21,7 @@
 //! | `schedules`, `watch` | recurring pushes; waiting for results |
 //! | `transfer` | moving everything to another store |
 
+mod adopt;
 mod claim;
 mod command;
 mod data;
@@ -45,6 +47,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use windlass_core::adoption::{Adopting, Adoption};
 use windlass_core::backend::{
     BATCH_MAX, Backend, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked, check_batch,
@@ -135,6 +138,11 @@ impl Backend for MemoryStore {
     async fn claim(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
         demand.check()?;
         Ok(waiting::claim(&self.shared, demand).await)
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError> {
+        adoption.check()?;
+        Ok(self.shared.run(|data, now| data.adopt(adoption, now)))
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {

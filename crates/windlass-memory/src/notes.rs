@@ -26,6 +26,22 @@ impl Notes {
         self.kept.get(place).filter(|kept| kept.expires > now).map(|kept| note(place, kept))
     }
 
+    pub(crate) fn is_there(&self, place: &(String, String), now: Timestamp) -> bool {
+        self.kept.get(place).is_some_and(|kept| kept.expires > now)
+    }
+
+    /// Writes a note, whatever was there.
+    pub(crate) fn write(&mut self, place: (String, String), value: Json, expires: Timestamp) -> i64 {
+        self.last_version += 1;
+        self.kept.insert(place, Kept { value, version: self.last_version, expires });
+        self.last_version
+    }
+
+    /// Forgets a note, if there is one.
+    pub(crate) fn forget(&mut self, place: &(String, String)) {
+        self.kept.remove(place);
+    }
+
     pub(crate) fn prune(&mut self, now: Timestamp) {
         self.kept.retain(|_, kept| kept.expires > now);
     }
@@ -60,10 +76,7 @@ impl Data {
                 if before.as_ref().map(|note| note.version) != seen {
                     return Ok(NoteAnswer::Conflict(before));
                 }
-                notes.last_version += 1;
-                let version = notes.last_version;
-                notes.kept.insert(place, Kept { value, version, expires: now + ttl });
-                NoteAnswer::Written(version)
+                NoteAnswer::Written(notes.write(place, value, now + ttl))
             }
             NoteAsk::Forget { space, key, seen } => {
                 let place = (space, key);
@@ -71,7 +84,7 @@ impl Data {
                 if before.as_ref().map(|note| note.version) != Some(seen) {
                     return Ok(NoteAnswer::Conflict(before));
                 }
-                notes.kept.remove(&place);
+                notes.forget(&place);
                 NoteAnswer::Forgotten
             }
         })

@@ -32,7 +32,7 @@ enum Hold {
 }
 
 /// The free places of a queue that has a length.
-struct Free {
+pub(crate) struct Free {
     queue: QueueIndex,
     limit: u64,
     places: u64,
@@ -110,7 +110,7 @@ impl UniqueKeys {
 
 impl Data {
     pub(crate) fn push(&mut self, push: &Push, now: Timestamp) -> Vec<Pushed> {
-        let mut free = self.free_places(push);
+        let mut free = self.free_places(&push.envelopes);
         if !push.groups.is_empty()
             && let Some(full) = free.iter().find(|free| free.wanted > free.places)
         {
@@ -134,17 +134,53 @@ impl Data {
                 answers.push(self.replace(envelope, id, now));
                 continue;
             }
-            if let Some(free) = free.iter_mut().find(|free| free.queue == queue) {
-                if free.places == 0 {
-                    answers.push(Pushed::Full { limit: free.limit });
-                    continue;
-                }
-                free.places -= 1;
+            if let Some(limit) = take_place(&mut free, queue) {
+                answers.push(Pushed::Full { limit });
+                continue;
             }
             self.store(envelope.clone(), queue, now);
             answers.push(Pushed::Stored);
         }
         answers
+    }
+
+    /// Pushes the task of a delivery: one that has ended with the same id is forgotten for it.
+    pub(crate) fn push_again(&mut self, envelope: &Envelope, free: &mut [Free], now: Timestamp) -> Pushed {
+        let queue = self.queue_named(&envelope.queue);
+        let before = self.by_id.get(&envelope.id).copied();
+        if before.is_some_and(|slot| !self.tasks[slot].stage.state().is_final()) {
+            return Pushed::Exists(envelope.id.clone());
+        }
+        let holder = envelope.unique.as_ref().and_then(|unique| self.unique.holder(&unique.key, now)).cloned();
+        if let Some(holder) = holder {
+            return self.replace(envelope, holder, now);
+        }
+        if let Some(limit) = take_place(free, queue) {
+            return Pushed::Full { limit };
+        }
+        if let Some(slot) = before {
+            self.remove(slot);
+        }
+        self.store(envelope.clone(), queue, now);
+        Pushed::Stored
+    }
+
+    /// The same for a task that is a dead letter from the start.
+    pub(crate) fn bury_again(
+        &mut self,
+        envelope: &Envelope,
+        reason: DeadReason,
+        failure: Failure,
+        now: Timestamp,
+    ) -> Pushed {
+        if let Some(slot) = self.by_id.get(&envelope.id).copied() {
+            if !self.tasks[slot].stage.state().is_final() {
+                return Pushed::Exists(envelope.id.clone());
+            }
+            self.remove(slot);
+        }
+        self.bury(envelope.clone(), reason, failure, now);
+        Pushed::Stored
     }
 
     /// Does what a task that ended has left to do, and what follows from that.
@@ -170,12 +206,12 @@ impl Data {
     }
 
     /// How many places are free in the queues that have a length.
-    fn free_places(&mut self, push: &Push) -> Vec<Free> {
+    pub(crate) fn free_places<'a>(&mut self, envelopes: impl IntoIterator<Item = &'a Envelope>) -> Vec<Free> {
         let mut free: Vec<Free> = Vec::new();
         if self.limits.rules.is_empty() {
             return free;
         }
-        for envelope in &push.envelopes {
+        for envelope in envelopes {
             let Some(limit) = self.limits.rules.length(&envelope.queue) else { continue };
             let queue = self.queue_named(&envelope.queue);
             if let Some(free) = free.iter_mut().find(|free| free.queue == queue) {
@@ -260,13 +296,18 @@ impl Data {
     }
 
     /// Records a task that will never run, so that an operator sees it.
-    fn strand(&mut self, mut envelope: Envelope, cause: Option<&Failure>, now: Timestamp) {
+    fn strand(&mut self, envelope: Envelope, cause: Option<&Failure>, now: Timestamp) {
         if self.by_id.contains_key(&envelope.id) {
             return;
         }
         let Verdict::Dead { reason, failure } = stranded_verdict(cause) else {
             unreachable!("a stranded task is a dead letter")
         };
+        self.bury(envelope, reason, failure, now);
+    }
+
+    /// Adds a dead letter.
+    fn bury(&mut self, mut envelope: Envelope, reason: DeadReason, failure: Failure, now: Timestamp) {
         envelope.due = Due::Now;
         let queue = self.queue_named(&envelope.queue);
         let id = envelope.id.clone();
@@ -277,6 +318,16 @@ impl Data {
         story.failure = Some(failure);
         self.watchers.ended(&id);
     }
+}
+
+/// Takes a place in a queue; answers its length when there is none.
+fn take_place(free: &mut [Free], queue: QueueIndex) -> Option<u64> {
+    let free = free.iter_mut().find(|free| free.queue == queue)?;
+    if free.places == 0 {
+        return Some(free.limit);
+    }
+    free.places -= 1;
+    None
 }
 
 fn is_stranded(task: &Task) -> bool {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 use tracing::warn;
+use windlass_core::adoption::{Adopting, Adoption};
 use windlass_core::backend::{
     BATCH_MAX, Backend, COMMAND_MAX, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed,
     ScheduleChange, ScheduleChanged, Settled, Settlement, Target, Ticked, WAIT_MAX, check_batch,
@@ -24,8 +25,8 @@ use crate::listen::For;
 use crate::push::{Inserted, NewTask};
 use crate::tx::transaction;
 use crate::{
-    PostgresStore, claim, command, fleet, info, limits, listing, notes, offer, read, retention, schedules, settle,
-    tick, transfer,
+    PostgresStore, adopt, claim, command, fleet, info, limits, listing, notes, offer, read, retention, schedules,
+    settle, tick, transfer,
 };
 
 /// Who waits asks at least this often, whatever it hears.
@@ -86,6 +87,21 @@ impl Backend for PostgresStore {
                 () = tokio::time::sleep(ASK), if !self.listener.hears(For::Claims) => {}
             }
         }
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError> {
+        adoption.check()?;
+        if let (true, true, Some(demand)) =
+            (adoption.deliveries.is_empty(), adoption.accepted.is_empty(), &adoption.demand)
+        {
+            let claims = if demand.max == 0 { Vec::new() } else { self.claim_now(demand).await?.0 };
+            return Ok(Adopting { adopted: Vec::new(), claims });
+        }
+        let (adopted, claimed) =
+            transaction!(self, tx => Box::pin(adopt::adopt(&mut tx, &self.shared, adoption)).await);
+        let claims = self.readable(claimed).await?.0;
+        self.add_up_now_and_then().await;
+        Ok(Adopting { adopted, claims })
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {
@@ -288,27 +304,35 @@ impl PostgresStore {
         loop {
             let rest = Demand { max: demand.max - claims.len(), ..demand.clone() };
             let round = self.claim_round(rest).await?;
-            let mut unread = Vec::new();
-            for task in round.claimed {
-                match decode(task) {
-                    Ok(claim) => claims.push(claim),
-                    Err((receipt, detail)) => {
-                        warn!(task.id = %receipt.id, detail, "a stored task cannot be read; it becomes a dead letter");
-                        unread.push(settle::burial(&receipt, &detail));
-                    }
-                }
-            }
-            if !unread.is_empty() {
-                self.settle(&unread).await?;
-            }
+            let (read, unread) = self.readable(round.claimed).await?;
+            claims.extend(read);
             // What could not be read has made room for others.
-            let repeat = round.repeat || !unread.is_empty();
+            let repeat = round.repeat || unread > 0;
             // More is due than one round makes ready, and none of it was for this claim.
             let more_is_due = claims.is_empty() && round.promoted >= claim::PROMOTE_MAX;
             if claims.len() >= demand.max || !(repeat || more_is_due) {
                 return Ok((claims, round.opens_after));
             }
         }
+    }
+
+    /// What was claimed, without what cannot be read: that becomes a dead letter. Answers how many those are, too.
+    async fn readable(&self, claimed: Vec<Claimed>) -> Result<(Vec<Claim>, usize), StoreError> {
+        let mut claims = Vec::with_capacity(claimed.len());
+        let mut unread = Vec::new();
+        for task in claimed {
+            match decode(task) {
+                Ok(claim) => claims.push(claim),
+                Err((receipt, detail)) => {
+                    warn!(task.id = %receipt.id, detail, "a stored task cannot be read; it becomes a dead letter");
+                    unread.push(settle::burial(&receipt, &detail));
+                }
+            }
+        }
+        if !unread.is_empty() {
+            self.settle(&unread).await?;
+        }
+        Ok((claims, unread.len()))
     }
 
     /// One round of a claim: by rank or by name, or in turns when gates or keys concern its queues.

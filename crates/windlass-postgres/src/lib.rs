@@ -55,6 +55,7 @@
 //! the distance to the limit is the history, which the limit does not keep.
 
 mod address;
+mod adopt;
 mod backend;
 mod claim;
 mod command;

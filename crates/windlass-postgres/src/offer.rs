@@ -8,8 +8,9 @@ use std::collections::{HashMap, HashSet};
 use windlass_core::backend::Pushed;
 use windlass_core::flow::NewGroup;
 use windlass_core::state::rank;
-use windlass_core::{Envelope, OnConflict, QueueName, State, TaskId, Timestamp};
+use windlass_core::{DeadReason, Envelope, Failure, OnConflict, QueueName, State, TaskId, Timestamp};
 
+use crate::connection::Values;
 use crate::errors::Fault;
 use crate::push::{self, NewTask};
 use crate::rows::{self, priority_of, queue_of, ready_at, state_code, state_of, value};
@@ -34,9 +35,82 @@ pub(crate) async fn offer(tx: &mut Tx<'_>, tasks: &[NewTask], groups: &[NewGroup
     }
     push::create_groups(tx, groups).await?;
     let refused = match full {
-        Some(_) => refuse(tx, tasks, &mut measured).await?,
+        Some(_) => {
+            let ids: Vec<&str> = tasks.iter().map(|task| task.id_text.as_str()).collect();
+            let known = push::known_ids(tx, &ids).await?;
+            refuse(tx, tasks, known, &mut measured).await?
+        }
         None => HashMap::new(),
     };
+    push_others(tx, tasks, &refused).await
+}
+
+/// Stores the tasks of deliveries: those that have ended with the same ids are forgotten for them.
+pub(crate) async fn offer_again(tx: &mut Tx<'_>, tasks: &[NewTask]) -> Result<Vec<Pushed>, Fault> {
+    let ids: Vec<&str> = tasks.iter().map(|task| task.id_text.as_str()).collect();
+    let ended = ended(tx, &ids).await?;
+    let mut measured = measure(tx, tasks).await?;
+    let refused = if measured.values().any(|queue| queue.wanted > queue.places) {
+        let mut known = push::known_ids(tx, &ids).await?;
+        known.retain(|id| !ended.contains(id));
+        refuse(tx, tasks, known, &mut measured).await?
+    } else {
+        HashMap::new()
+    };
+    if !ended.is_empty() {
+        let taken = taken_keys(tx, tasks).await?;
+        let stays = |(place, task): (usize, &NewTask)| {
+            refused.contains_key(&place) || task.unique.as_ref().is_some_and(|(key, _)| taken.contains(key))
+        };
+        let forgotten = tasks.iter().enumerate().filter(|one| !stays(*one)).map(|(_, task)| task.id_text.as_str());
+        let forgotten: Vec<&str> = forgotten.filter(|id| ended.contains(*id)).collect();
+        forget_ended(tx, &forgotten).await?;
+    }
+    push_others(tx, tasks, &refused).await
+}
+
+/// Records the task of a delivery as a dead letter. One that has ended with the same id is forgotten for it.
+pub(crate) async fn bury_again(
+    tx: &mut Tx<'_>,
+    task: &NewTask,
+    reason: DeadReason,
+    failure: &Failure,
+) -> Result<Pushed, Fault> {
+    forget_ended(tx, &[&task.id_text]).await?;
+    let buried = push::bury(tx, task, reason, failure).await?;
+    Ok(if buried { Pushed::Stored } else { Pushed::Exists(task.id.clone()) })
+}
+
+/// Those of these ids that belong to tasks that have ended. Locks them.
+async fn ended(tx: &Tx<'_>, ids: &[&str]) -> Result<HashSet<String>, Fault> {
+    let values: Values<'_> = &[&ids];
+    let (finished, kept) = tokio::join!(
+        biased;
+        tx.query("SELECT id FROM windlass.finished WHERE id = ANY($1) ORDER BY id FOR UPDATE", values),
+        tx.query("SELECT id FROM windlass.kept WHERE id = ANY($1) ORDER BY id FOR UPDATE", values),
+    );
+    finished?.iter().chain(&kept?).map(|row| value(row, 0)).collect()
+}
+
+/// Forgets tasks that have ended.
+async fn forget_ended(tx: &mut Tx<'_>, ids: &[&str]) -> Result<(), Fault> {
+    let values: Values<'_> = &[&ids];
+    let (finished, kept) = tokio::join!(
+        biased;
+        tx.query("DELETE FROM windlass.finished WHERE id = ANY($1) RETURNING queue", values),
+        tx.query("DELETE FROM windlass.kept WHERE id = ANY($1) RETURNING queue, state", values),
+    );
+    for row in &finished? {
+        tx.count_removed(&queue_of(row, 0)?, 1);
+    }
+    for row in &kept? {
+        tx.count(&queue_of(row, 0)?, Some(state_of(value(row, 1)?)?), None);
+    }
+    Ok(())
+}
+
+/// Stores tasks, without those that are refused.
+async fn push_others(tx: &mut Tx<'_>, tasks: &[NewTask], refused: &HashMap<usize, u64>) -> Result<Vec<Pushed>, Fault> {
     let offered: Vec<&NewTask> =
         tasks.iter().enumerate().filter(|(place, _)| !refused.contains_key(place)).map(|(_, task)| task).collect();
     let mut pushed = push::push(tx, &offered).await?.into_iter();
@@ -75,22 +149,15 @@ async fn measure(tx: &Tx<'_>, tasks: &[NewTask]) -> Result<HashMap<QueueName, Me
     Ok(measured)
 }
 
-/// Which of these tasks, by their places, find no place, and the limit of their queue. What is there already wants none.
+/// Which of these tasks, by their places, find no place, and the limit of their queue. What is there already, with an id that is
+/// known or a key that is taken, wants none.
 async fn refuse(
-    tx: &mut Tx<'_>,
+    tx: &Tx<'_>,
     tasks: &[NewTask],
+    mut known: HashSet<String>,
     measured: &mut HashMap<QueueName, Measured>,
 ) -> Result<HashMap<usize, u64>, Fault> {
-    let ids: Vec<&str> = tasks.iter().map(|task| task.id_text.as_str()).collect();
-    let mut known: HashSet<String> = push::known_ids(tx, &ids).await?;
-    let keys: Vec<&str> = tasks.iter().filter_map(|task| task.unique.as_ref()).map(|(key, _)| key.as_str()).collect();
-    let rows = tx
-        .query(
-            "SELECT key FROM windlass.taken WHERE key = ANY($1) AND (until IS NULL OR until > $2)",
-            &[&keys, &tx.now.as_micros()],
-        )
-        .await?;
-    let mut taken: HashSet<String> = rows.iter().map(|row| value(row, 0)).collect::<Result<_, _>>()?;
+    let mut taken = taken_keys(tx, tasks).await?;
     let mut refused = HashMap::new();
     for (place, task) in tasks.iter().enumerate() {
         let key = task.unique.as_ref().map(|(key, _)| key);
@@ -108,6 +175,21 @@ async fn refuse(
         taken.extend(key.cloned());
     }
     Ok(refused)
+}
+
+/// Those of the unique keys of these tasks that are taken.
+async fn taken_keys(tx: &Tx<'_>, tasks: &[NewTask]) -> Result<HashSet<String>, Fault> {
+    let keys: Vec<&str> = tasks.iter().filter_map(|task| task.unique.as_ref()).map(|(key, _)| key.as_str()).collect();
+    if keys.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = tx
+        .query(
+            "SELECT key FROM windlass.taken WHERE key = ANY($1) AND (until IS NULL OR until > $2)",
+            &[&keys, &tx.now.as_micros()],
+        )
+        .await?;
+    rows.iter().map(|row| value(row, 0)).collect()
 }
 
 /// Does what the unique key of a new task says about the one that has it; only one that waits is replaced.

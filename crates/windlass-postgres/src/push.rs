@@ -22,9 +22,14 @@ use crate::wake::Effects;
 ///
 /// Those that belong together are left out when one of them is for a queue that has a length: they are named by a row with
 /// the state -1, and [`crate::offer`] counts.
-pub(crate) const INSERT: &str = "\
+macro_rules! insert {
+    ($somebody:literal) => {
+        concat!(
+            "\
 WITH t AS MATERIALIZED (SELECT coalesce($1::bigint, windlass.micros()) AS now), \
-w AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM windlass.waiting WHERE until > windlass.micros()) AS somebody), \
+w AS MATERIALIZED (SELECT ",
+            $somebody,
+            " AS somebody), \
 z AS MATERIALIZED (SELECT coalesce(array_agg(queue), '{}') AS queues FROM windlass.rule WHERE length IS NOT NULL), \
 y AS MATERIALIZED (SELECT coalesce(array_agg(DISTINCT r.batch), '{}') AS batches \
 FROM z CROSS JOIN unnest($3::text[], $16::integer[]) AS r(queue, batch) WHERE r.queue = ANY (z.queues) AND r.batch IS NOT NULL), \
@@ -43,7 +48,15 @@ c AS (INSERT INTO windlass.delta (queue, scheduled, ready) \
 SELECT queue, count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1) FROM n GROUP BY queue) \
 SELECT n.id, n.state, CASE WHEN w.somebody THEN \
 pg_notify('@channel', CASE n.state WHEN 1 THEN 'q ' || n.queue ELSE 'd' END)::text END FROM n, w \
-UNION ALL SELECT b.batch::text, -1::smallint, NULL FROM y CROSS JOIN unnest(y.batches) AS b(batch)";
+UNION ALL SELECT b.batch::text, -1::smallint, NULL FROM y CROSS JOIN unnest(y.batches) AS b(batch)"
+        )
+    };
+}
+
+/// Others are told in the statement itself.
+pub(crate) const INSERT: &str = insert!("EXISTS (SELECT 1 FROM windlass.waiting WHERE until > windlass.micros())");
+/// Others are told by [`Tx::flush`], of what is left at the end of the transaction.
+const INSERT_QUIETLY: &str = insert!("false");
 
 /// `$1` the ids of the tasks that were pushed. An id is never in two tables, so what is found in `live` was just inserted.
 pub(crate) const FORGET_KNOWN: &str = "\
@@ -134,9 +147,10 @@ pub(crate) async fn insert(
     if tasks.is_empty() {
         return Ok(Vec::new());
     }
+    let statement = if batches.is_some() { INSERT } else { INSERT_QUIETLY };
     connection
         .query(
-            INSERT,
+            statement,
             &[
                 &now,
                 &column(tasks, |task| task.id_text.as_str()),
@@ -250,6 +264,8 @@ pub(crate) async fn push(tx: &mut Tx<'_>, tasks: &[&NewTask]) -> Result<Vec<Push
 /// Inserts tasks; answers for each whether it is stored.
 pub(crate) async fn insert_new(tx: &mut Tx<'_>, tasks: &[&NewTask]) -> Result<Vec<bool>, Fault> {
     let now = Some(tx.now.as_micros());
+    // A statement that is prepared on the way is sent behind those that need not be.
+    tx.connection().prepare_all(&[INSERT_QUIETLY, FORGET_KNOWN]).await?;
     let (inserted, known) = tokio::join!(
         biased;
         insert(tx.connection(), now, tasks, None),
@@ -379,9 +395,20 @@ pub(crate) async fn push_following(tx: &mut Tx<'_>, tasks: &[NewTask]) -> Result
 /// Records tasks that never ran as dead letters, unless they are known.
 pub(crate) async fn strand(tx: &mut Tx<'_>, tasks: &[NewTask], cause: Option<&Failure>) -> Result<(), Fault> {
     let Verdict::Dead { reason, failure } = stranded_verdict(cause) else { unreachable!("a stranded task is dead") };
-    let failure = to_json(&failure);
     for task in tasks {
-        let stored = tx
+        bury(tx, task, reason, &failure).await?;
+    }
+    Ok(())
+}
+
+/// Records a task as a dead letter that never ran, unless it is known; answers whether it is recorded.
+pub(crate) async fn bury(
+    tx: &mut Tx<'_>,
+    task: &NewTask,
+    reason: DeadReason,
+    failure: &Failure,
+) -> Result<bool, Fault> {
+    let stored = tx
             .query(
                 "INSERT INTO windlass.kept (seq, finished_at, fence, enqueued_at, keep, attempt, crashes, state, priority, reason, \
                  has_flow, id, queue, name, key, workflow, failure, body) \
@@ -399,17 +426,16 @@ pub(crate) async fn strand(tx: &mut Tx<'_>, tasks: &[NewTask], cause: Option<&Fa
                     &task.name,
                     &task.key,
                     &task.workflow,
-                    &failure,
+                    &to_json(failure),
                     &task.body,
                 ],
             )
             .await?;
-        if !stored.is_empty() {
-            tx.count(&task.queue, None, Some(State::Dead));
-            tx.effects.ended.push(task.id.clone());
-        }
+    if !stored.is_empty() {
+        tx.count(&task.queue, None, Some(State::Dead));
+        tx.effects.ended.push(task.id.clone());
     }
-    Ok(())
+    Ok(!stored.is_empty())
 }
 
 /// Creates groups unless they are known.

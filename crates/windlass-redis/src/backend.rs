@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::Value;
+use windlass_core::adoption::{Adopting, Adoption};
 use windlass_core::backend::{
     BATCH_MAX, Backend, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked, check_batch,
@@ -41,6 +42,11 @@ impl Backend for RedisStore {
     async fn claim(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
         demand.check()?;
         claim::claim(&self.shared, demand).await
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError> {
+        adoption.check()?;
+        claim::adopt(&self.shared, adoption).await
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {
@@ -121,7 +127,8 @@ impl Backend for RedisStore {
     }
 }
 
-fn pushed_of(answer: Value) -> Result<Pushed, StoreError> {
+/// What a push says about one task.
+pub(crate) fn pushed_of(answer: Value) -> Result<Pushed, StoreError> {
     let id = |id: Value| parse("task id", &text(id)?);
     match answer {
         Value::Nil | Value::Boolean(false) => Ok(Pushed::Stored),

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::Value;
+use redis::{Cmd, Value};
 use tokio::time::Instant;
 use tracing::warn;
+use windlass_core::adoption::{Adopted, Adopting, Adoption};
 use windlass_core::backend::{Claim, Demand, Receipt, Renewal, Renewed, WAIT_MAX};
 use windlass_core::{DeadReason, Failure, StoreError, Verdict};
 
 use crate::Shared;
-use crate::encode::micros;
+use crate::backend::pushed_of;
+use crate::encode::{self, micros};
 use crate::errors::damaged;
 use crate::record::{Packed, bytes, integer, list, optional_text, row_number, row_text, to_json};
 use crate::scripts::Script;
@@ -65,19 +67,34 @@ pub(crate) async fn claim(shared: &Arc<Shared>, demand: &Demand) -> Result<Vec<C
     }
 }
 
-/// One look, and when the next task falls due or may start. A task that cannot be read becomes a dead letter instead of being claimed for
-/// ever.
+/// One look, and when the next task falls due or may start.
 async fn take(
     shared: &Arc<Shared>,
     demand: &Demand,
+    ticket: Option<&mut Ticket>,
+) -> Result<(Vec<Claim>, Option<Duration>), StoreError> {
+    go_on(shared, demand, None, ticket).await
+}
+
+/// Looks until the demand is served or nothing is left; the first look may have been made. A task that cannot be read becomes a
+/// dead letter instead of being claimed for ever.
+async fn go_on(
+    shared: &Arc<Shared>,
+    demand: &Demand,
+    mut first: Option<Looked>,
     mut ticket: Option<&mut Ticket>,
 ) -> Result<(Vec<Claim>, Option<Duration>), StoreError> {
     let mut claims: Vec<Claim> = Vec::new();
     loop {
-        let room = (demand.max - claims.len()).min(CHUNK);
+        let rest = demand.max - claims.len();
+        let room = if first.is_some() { rest } else { rest.min(CHUNK) };
         // Only the first look may leave a name: the others find that nothing is left.
         let waiting = if claims.is_empty() { ticket.as_deref_mut() } else { None };
-        let looked = match look(shared, demand, room, waiting).await {
+        let looked = match first.take() {
+            Some(looked) => Ok(looked),
+            None => look(shared, demand, room, waiting).await,
+        };
+        let looked = match looked {
             Ok(looked) => looked,
             Err(error) if claims.is_empty() => return Err(error),
             Err(error) => {
@@ -137,16 +154,30 @@ async fn look(
     }
     let answer = shared
         .run(Script::Claim, |cmd| {
-            cmd.arg(demand.node.as_str()).arg(micros(demand.lease)).arg(room).arg(&name).arg(u8::from(listed));
-            cmd.arg(demand.queues.len());
-            for queue in &demand.queues {
-                cmd.arg(queue.as_str());
-            }
-            for except in &demand.except {
-                cmd.arg(except.as_str());
-            }
+            add_demand(cmd, demand, room, &name, listed);
         })
         .await?;
+    let looked = looked_of(answer)?;
+    if let Some(ticket) = ticket {
+        ticket.looked(looked.tasks.is_empty());
+    }
+    Ok(looked)
+}
+
+/// Adds what the script of a claim takes: at most `room` tasks, for the claim that waits under this name, if it does.
+fn add_demand(cmd: &mut Cmd, demand: &Demand, room: usize, name: &str, listed: bool) {
+    cmd.arg(demand.node.as_str()).arg(micros(demand.lease)).arg(room).arg(name).arg(u8::from(listed));
+    cmd.arg(demand.queues.len()).arg(demand.except.len());
+    for queue in &demand.queues {
+        cmd.arg(queue.as_str());
+    }
+    for except in &demand.except {
+        cmd.arg(except.as_str());
+    }
+}
+
+/// The answer of a claim's script.
+fn looked_of(answer: Value) -> Result<Looked, StoreError> {
     let mut parts = list(answer)?.into_iter();
     let mut next = || parts.next().unwrap_or(Value::Nil);
     let taken = usize::try_from(integer(&next())?).map_err(|error| damaged("answer", error))?;
@@ -165,10 +196,38 @@ async fn look(
             row => late.push((row_number(&row)?, bytes(next())?, optional_text(next())?.unwrap_or_default())),
         }
     }
-    if let Some(ticket) = ticket {
-        ticket.looked(tasks.is_empty());
-    }
     Ok(Looked { tasks, late, alarm })
+}
+
+/// Stores the deliveries of a foreign transport and takes what is demanded, in one script.
+pub(crate) async fn adopt(shared: &Arc<Shared>, adoption: &Adoption) -> Result<Adopting, StoreError> {
+    let demand = adoption.demand.as_ref().filter(|demand| demand.max > 0);
+    let answer = shared
+        .run(Script::Adopt, |cmd| {
+            match demand {
+                Some(demand) => add_demand(cmd, demand, demand.max, "", false),
+                // Nobody, for no time, nothing, and so on: no queue is looked into.
+                None => {
+                    cmd.arg("").arg(0).arg(0).arg("").arg(0).arg(0).arg(0);
+                }
+            }
+            encode::add_adoption(cmd, adoption);
+        })
+        .await?;
+    let Ok([adopted, looked]) = <[Value; 2]>::try_from(list(answer)?) else {
+        return Err(damaged("answer", "it says nothing about an adoption"));
+    };
+    let adopted = list(adopted)?.into_iter().map(adopted_of).collect::<Result<Vec<_>, _>>()?;
+    let Some(demand) = demand else { return Ok(Adopting { adopted, claims: Vec::new() }) };
+    let (claims, _) = go_on(shared, demand, Some(looked_of(looked)?), None).await?;
+    Ok(Adopting { adopted, claims })
+}
+
+fn adopted_of(answer: Value) -> Result<Adopted, StoreError> {
+    match answer {
+        Value::Int(-1) => Ok(Adopted::Known),
+        pushed => pushed_of(pushed).map(Adopted::from),
+    }
 }
 
 fn claim_of(row: i64, packed: &Packed, envelope: windlass_core::Envelope, memo: String) -> Claim {

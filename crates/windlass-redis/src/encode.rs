@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use redis::Cmd;
 use serde_json::{Map, Value, json};
+use windlass_core::adoption::{Adoption, DELIVERY_SPACE, DELIVERY_TTL, Delivery, remembered};
 use windlass_core::flow::{After, Arrival, Follow, Member, NewGroup, stranded_verdict};
-use windlass_core::{Due, Envelope, Failure, Json, OnConflict, StoreError, Timestamp, UniqueHold, Verdict};
+use windlass_core::{DeliveryId, Due, Envelope, Failure, Json, OnConflict, StoreError, Timestamp, UniqueHold, Verdict};
 
+use crate::notes;
 use crate::record::{parse, to_json};
 
 /// A result that is kept for longer than this is kept for this long: times stay exact in doubles.
@@ -22,6 +24,21 @@ pub(crate) fn add_task(cmd: &mut Cmd, envelope: &Envelope) {
         .arg(due(envelope.due))
         .arg(extra(envelope))
         .arg(envelope.to_body());
+}
+
+/// Adds deliveries to a script's arguments, as `adopt_deliveries` in `adoption.lua` reads them.
+pub(crate) fn add_adoption(cmd: &mut Cmd, adoption: &Adoption) {
+    let note = |id: &DeliveryId| notes::place(DELIVERY_SPACE, id.as_str());
+    cmd.arg(micros(DELIVERY_TTL)).arg(adoption.accepted.len());
+    for id in &adoption.accepted {
+        cmd.arg(note(id));
+    }
+    cmd.arg(adoption.deliveries.len());
+    for Delivery { id, envelope, flaw } in &adoption.deliveries {
+        let flaw = flaw.as_ref().map(to_json).unwrap_or_default();
+        cmd.arg(note(id)).arg(remembered(&envelope.id).as_str()).arg(flaw);
+    }
+    adoption.deliveries.iter().for_each(|delivery| add_task(cmd, &delivery.envelope));
 }
 
 /// When it may start: empty for now, `+` and microseconds for a delay, or microseconds since 1970.

@@ -65,7 +65,7 @@ async fn change(
 }
 
 /// What the scripts call a note: no space has a space in it, and none has what sorts before one.
-fn place(space: &str, key: &str) -> String {
+pub(crate) fn place(space: &str, key: &str) -> String {
     format!("{space} {key}")
 }
 

@@ -6,6 +6,7 @@ pub(crate) enum Script {
     Open,
     Push,
     Claim,
+    Adopt,
     Renew,
     Settle,
     Read,
@@ -29,12 +30,27 @@ const COMMON: &str = concat!(
     include_str!("lua/tasks.lua")
 );
 const FLOW: &str = include_str!("lua/flow.lua");
+const ADOPTION: &str = include_str!("lua/adoption.lua");
+
+/// A claim, up to its answer.
+macro_rules! claim {
+    () => {
+        concat!(
+            include_str!("lua/claim.lua"),
+            include_str!("lua/pass.lua"),
+            include_str!("lua/take.lua"),
+            include_str!("lua/turns.lua"),
+            include_str!("lua/serve.lua")
+        )
+    };
+}
 
 impl Script {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Open,
         Self::Push,
         Self::Claim,
+        Self::Adopt,
         Self::Renew,
         Self::Settle,
         Self::Read,
@@ -56,6 +72,7 @@ impl Script {
             Self::Open => "open",
             Self::Push => "push",
             Self::Claim => "claim",
+            Self::Adopt => "adopt",
             Self::Renew => "renew",
             Self::Settle => "settle",
             Self::Read => "read",
@@ -77,13 +94,8 @@ impl Script {
         match self {
             Self::Open => include_str!("lua/open.lua"),
             Self::Push => include_str!("lua/push.lua"),
-            Self::Claim => concat!(
-                include_str!("lua/claim.lua"),
-                include_str!("lua/pass.lua"),
-                include_str!("lua/take.lua"),
-                include_str!("lua/turns.lua"),
-                include_str!("lua/serve.lua")
-            ),
+            Self::Claim => concat!(claim!(), "return answer"),
+            Self::Adopt => concat!(include_str!("lua/adopt.lua"), claim!(), include_str!("lua/adopted.lua")),
             Self::Renew => include_str!("lua/renew.lua"),
             Self::Settle => include_str!("lua/settle.lua"),
             Self::Read => include_str!("lua/read.lua"),
@@ -102,7 +114,11 @@ impl Script {
 
     /// Its text for a server of this version.
     pub(crate) fn text(self, major: u32) -> String {
-        let flow = if matches!(self, Self::Push | Self::Settle | Self::Import) { FLOW } else { "" };
+        let shared = match self {
+            Self::Push | Self::Settle | Self::Import => FLOW,
+            Self::Adopt => ADOPTION,
+            _ => "",
+        };
         let first = match (self.needs_memory(), major >= 7) {
             // What works off the queues may go over the limit of memory: it is what makes room.
             (false, true) => "#!lua flags=allow-oom\n",
@@ -110,12 +126,17 @@ impl Script {
             (false, false) if self.writes() => "redis.call('HSET', KEYS[1], 'asked', '1')\n",
             (false, false) | (true, _) => "",
         };
-        format!("{first}{COMMON}{flow}begin()\n{}", self.own())
+        let (from, till) = match self {
+            // A function of its own: a text has at most two hundred local names.
+            Self::Adopt => ("return (function()\n", "\nend)()"),
+            _ => ("", ""),
+        };
+        format!("{first}{COMMON}{shared}begin()\n{from}{}{till}", self.own())
     }
 
     /// Whether it stores something new, which a full server refuses.
     fn needs_memory(self) -> bool {
-        matches!(self, Self::Push | Self::Schedule | Self::Import)
+        matches!(self, Self::Push | Self::Adopt | Self::Schedule | Self::Import)
     }
 
     fn writes(self) -> bool {
@@ -133,7 +154,7 @@ pub(crate) struct Library {
 
 impl Library {
     pub(crate) fn new() -> Self {
-        let mut body = format!("local KEYS, ARGV\n{COMMON}{FLOW}");
+        let mut body = format!("local KEYS, ARGV\n{COMMON}{FLOW}{ADOPTION}");
         for script in Script::ALL {
             // Functions of their own: a text has at most two hundred local names.
             body.extend(["local function ", script.name(), "_()\n", script.own(), "\nend\n"]);

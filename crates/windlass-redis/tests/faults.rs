@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use common::{
     Ask as _, PATIENCE, claim_one, demand, line_to, node, open, push_of, redis, settled, succeeded, task, until_back,
 };
+use windlass_core::adoption::{Adoption, Delivery};
 use windlass_core::backend::{Backend, Pushed, Renewal, Renewed, Settlement};
 use windlass_core::view::Retention;
-use windlass_core::{Args, Due, Envelope, State, StoreError, TaskId, Timestamp};
+use windlass_core::{Args, DeliveryId, Due, Envelope, State, StoreError, TaskId, Timestamp};
 use windlass_redis::{Location, Options, RedisStore};
 use windlass_servers::{Redis, redis_url};
 
@@ -248,6 +249,11 @@ async fn a_full_server_refuses_new_tasks_and_lets_the_others_be_worked_off() {
     let args = Args::parse(&format!(r#"{{"a":"{}"}}"#, "x".repeat(1000))).expect("arguments");
     let error = store.push(&push_of([Envelope { args, ..task("large") }])).await.expect_err("there is no memory");
     assert!(matches!(error, StoreError::NoSpace(_)) && error.to_string().contains("maxmemory"), "{error}");
+    assert_eq!(store.counts().await.expect("the store answers"), before, "nothing of it was stored");
+    let delivery = Delivery { id: DeliveryId::known("bridge:1"), envelope: task("work"), flaw: None };
+    let adoption = Adoption { deliveries: vec![delivery], ..Adoption::default() };
+    let error = store.adopt(&adoption).await.expect_err("there is no memory");
+    assert!(matches!(error, StoreError::NoSpace(_)), "{error}");
     assert_eq!(store.counts().await.expect("the store answers"), before, "nothing of it was stored");
     // A worker that is started now can help.
     open(&redis.url()).await;

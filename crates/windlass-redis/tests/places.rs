@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use common::{
     Ask as _, PATIENCE, claim_one, demand, free_port, node, open, push_of, redis, redis_with, settled, succeeded, task,
 };
+use windlass_core::adoption::{Adopted, Adoption, Delivery};
 use windlass_core::backend::{
     Backend, Command as Order, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged, Settlement, Target,
     TaskAction,
@@ -18,7 +19,9 @@ use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::schedule::every;
 use windlass_core::state::Spent;
 use windlass_core::view::{Filter, NodeInfo, NodePhase, Page};
-use windlass_core::{Due, Envelope, Json, Key, QueueName, State, TaskId, Timestamp, Unique, UniqueKey, Verdict};
+use windlass_core::{
+    DeliveryId, Due, Envelope, Json, Key, QueueName, State, TaskId, Timestamp, Unique, UniqueKey, Verdict,
+};
 use windlass_redis::RedisStore;
 use windlass_servers::Redis;
 
@@ -44,6 +47,21 @@ async fn every_verb_works(store: &RedisStore) {
     assert_eq!(store.settle(&[settled(&claim, succeeded())]).await.expect("settle"), [Settlement::Applied]);
     let ended = store.watch(std::slice::from_ref(&first.id), PATIENCE).await.expect("watch");
     assert_eq!((ended.len(), ended[0].history.len()), (1, 1));
+
+    let delivery = Delivery { id: DeliveryId::known("bridge:1"), envelope: first.clone(), flaw: None };
+    let flaw = Some(windlass_core::Failure::new("malformed", "no JSON"));
+    let malformed = Delivery { id: DeliveryId::known("bridge:2"), envelope: task("malformed"), flaw };
+    let adoption = Adoption {
+        accepted: vec![delivery.id.clone()],
+        deliveries: vec![delivery.clone(), malformed, delivery],
+        demand: Some(demand(10, Duration::ZERO)),
+    };
+    let adopting = store.adopt(&adoption).await.expect("adopt");
+    assert_eq!(adopting.adopted, [Adopted::Stored, Adopted::Stored, Adopted::Known], "the id of an ended task is free");
+    assert_eq!(adopting.claims.len(), 1);
+    store.settle(&[settled(&adopting.claims[0], succeeded())]).await.expect("settle");
+    let accepted = adoption.deliveries.into_iter().map(|delivery| delivery.id).collect();
+    store.adopt(&Adoption { accepted, ..Adoption::default() }).await.expect("adopt");
 
     let group = TaskId::random();
     let body = task("body");
@@ -89,7 +107,7 @@ async fn every_verb_works(store: &RedisStore) {
     assert_eq!(store.schedules().await.expect("schedules")[0].fired, 1);
     store.tick(&node()).await.expect("tick");
     let counts = store.counts().await.expect("counts").total();
-    assert_eq!((counts.ready, counts.running, counts.succeeded, counts.cancelled), (1, 1, 2, 1));
+    assert_eq!((counts.ready, counts.running, counts.succeeded, counts.cancelled), (1, 1, 3, 1));
     assert!(!store.info().await.expect("info").checks.is_empty());
     limits_and_notes_work(store).await;
     store.claim(&demand(10, Duration::ZERO)).await.expect("claim");

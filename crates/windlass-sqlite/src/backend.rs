@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 use tracing::warn;
+use windlass_core::adoption::{Adopting, Adoption};
 use windlass_core::backend::{
     BATCH_MAX, Backend, COMMAND_MAX, Claim, Command, Commanded, Demand, LEASE_MAX, Push, Pushed, Renewal, Renewed,
     ScheduleChange, ScheduleChanged, Settled, Settlement, Target, TaskAction, Ticked, WAIT_MAX, check_batch,
@@ -16,6 +17,7 @@ use windlass_core::transfer::{Transfer, Transferred};
 use windlass_core::view::{Counts, Filter, Info, Listing, Node, NodeInfo, PAGE_MAX, Page, Record, ScheduleRecord};
 use windlass_core::{Envelope, NodeId, StoreError, TaskId, Timestamp};
 
+use crate::adopt::PreparedAdoption;
 use crate::claim::{Claimed, Found, PreparedRenewal};
 use crate::command::Flowing;
 use crate::push::{NewTask, PreparedGroup};
@@ -25,8 +27,8 @@ use crate::settle::PreparedSettle;
 use crate::transfer::PreparedParcel;
 use crate::writer::OnDisk;
 use crate::{
-    SqliteStore, claim, command, fleet, info, limits, listing, notes, push, read, schedules, settle, tick, transfer,
-    wake,
+    SqliteStore, adopt, claim, command, fleet, info, limits, listing, notes, push, read, schedules, settle, tick,
+    transfer, wake,
 };
 
 /// A tick moves up to some thousand rows.
@@ -62,6 +64,14 @@ impl Backend for SqliteStore {
                 () = tokio::time::sleep_until(deadline) => return Ok(Vec::new()),
             }
         }
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError> {
+        adoption.check()?;
+        let adoption = PreparedAdoption::of(adoption);
+        let (on_disk, rows) = (adoption.on_disk(), adoption.rows());
+        let (adopted, found) = self.writer.write_as(on_disk, rows, move |tx| adopt::adopt(tx, &adoption)).await?;
+        Ok(Adopting { adopted, claims: self.decoded(found.claimed).await? })
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {
@@ -228,21 +238,27 @@ impl SqliteStore {
             let Found { claimed, opens_at } =
                 self.writer.write_as(OnDisk::Later, demand.max, move |tx| claim::claim(tx, &wanted)).await?;
             let found = claimed.len();
-            let mut claims = Vec::with_capacity(found);
-            for task in claimed {
-                match decode(task) {
-                    Ok(claim) => claims.push(claim),
-                    Err((receipt, detail)) => {
-                        warn!(task.id = %receipt.id, detail, "a stored task cannot be read; it becomes a dead letter");
-                        self.writer.write(1, move |tx| settle::bury(tx, &receipt, &detail)).await?;
-                    }
-                }
-            }
+            let claims = self.decoded(claimed).await?;
             // Sound tasks may wait behind those that were not.
             if found == 0 || !claims.is_empty() {
                 return Ok((claims, opens_at));
             }
         }
+    }
+
+    /// What was claimed, without what cannot be read: that becomes a dead letter.
+    async fn decoded(&self, claimed: Vec<Claimed>) -> Result<Vec<Claim>, StoreError> {
+        let mut claims = Vec::with_capacity(claimed.len());
+        for task in claimed {
+            match decode(task) {
+                Ok(claim) => claims.push(claim),
+                Err((receipt, detail)) => {
+                    warn!(task.id = %receipt.id, detail, "a stored task cannot be read; it becomes a dead letter");
+                    self.writer.write(1, move |tx| settle::bury(tx, &receipt, &detail)).await?;
+                }
+            }
+        }
+        Ok(claims)
     }
 
     async fn command_tasks(&self, target: Target, action: TaskAction) -> Result<Commanded, StoreError> {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Where to look: `schema` tables and migrations; `open` the path and the threads; `writer`, `tx`, `statements` what a transaction is;
-//! `push`, `claim`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules`, `notes`, `transfer` one verb each; `line`, `turns`,
+//! `push`, `claim`, `adopt`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules`, `notes`, `transfer` one verb each; `line`, `turns`,
 //! `limits` which tasks a claim may take; `read`, `listing`, `info` what people see; `join` pushes and completes in a transaction
 //! of yours; `wake` waiting, `log_watch` what the kernel tells of others; `file` the file under us; `errors` what SQLite's errors mean.
 //!
@@ -33,6 +33,7 @@
 //! middle. A claim that is alone in its transaction is not synced (`writer::OnDisk`): only the push is waited for. A worker
 //! that waits and has nothing to do: 0.05 % of a core. A backlog of a million is drained as fast as one of sixty thousand.
 
+mod adopt;
 mod backend;
 mod claim;
 mod command;

@@ -1,8 +1,11 @@
 //! Notes: small records that are changed by compare-and-swap.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, Row, params};
+use windlass_core::adoption::{DELIVERY_SPACE, DELIVERY_TTL};
 use windlass_core::note::{NOTES_MAX, Note, NoteAnswer, NoteAsk};
-use windlass_core::{Json, Timestamp};
+use windlass_core::{DeliveryId, Json, Timestamp};
 
 use crate::errors::Fault;
 use crate::rows::{micros, text};
@@ -44,23 +47,48 @@ pub(crate) fn change(tx: &mut Tx<'_>, ask: &NoteAsk) -> Result<NoteAnswer, Fault
             if before.as_ref().map(|note| note.version) != *seen {
                 return Ok(NoteAnswer::Conflict(before));
             }
-            let version = next_version(tx)?;
-            let expires = tx.now_micros().saturating_add(micros(*ttl));
-            tx.execute(
-                "INSERT OR REPLACE INTO windlass_note (space, key, value, version, expires) VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![space, key, value.as_str(), version, expires],
-            )?;
-            Ok(NoteAnswer::Written(version))
+            write(tx, (space, key), value, *ttl).map(NoteAnswer::Written)
         }
         NoteAsk::Forget { space, key, seen } => {
             let before = read(tx.db, space, key, tx.now)?;
             if before.as_ref().map(|note| note.version) != Some(*seen) {
                 return Ok(NoteAnswer::Conflict(before));
             }
-            tx.execute("DELETE FROM windlass_note WHERE space = ?1 AND key = ?2", [space, key])?;
-            Ok(NoteAnswer::Forgotten)
+            forget(tx, space, key).map(|()| NoteAnswer::Forgotten)
         }
     }
+}
+
+/// Whether a delivery is remembered.
+pub(crate) fn is_known(tx: &Tx<'_>, id: &DeliveryId) -> Result<bool, Fault> {
+    let mut select = tx.prepare("SELECT 1 FROM windlass_note WHERE space = ?1 AND key = ?2 AND expires > ?3")?;
+    Ok(select.exists(params![DELIVERY_SPACE, id.as_str(), tx.now_micros()])?)
+}
+
+/// Remembers a delivery, whatever was there.
+pub(crate) fn remember_delivery(tx: &Tx<'_>, id: &DeliveryId, value: &Json) -> Result<(), Fault> {
+    write(tx, (DELIVERY_SPACE, id.as_str()), value, DELIVERY_TTL).map(drop)
+}
+
+/// Forgets a delivery, if it is remembered.
+pub(crate) fn forget_delivery(tx: &Tx<'_>, id: &DeliveryId) -> Result<(), Fault> {
+    forget(tx, DELIVERY_SPACE, id.as_str())
+}
+
+/// Writes a note, whatever was there; answers its version.
+fn write(tx: &Tx<'_>, (space, key): (&str, &str), value: &Json, ttl: Duration) -> Result<i64, Fault> {
+    let version = next_version(tx)?;
+    let expires = tx.now_micros().saturating_add(micros(ttl));
+    tx.execute(
+        "INSERT OR REPLACE INTO windlass_note (space, key, value, version, expires) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![space, key, value.as_str(), version, expires],
+    )?;
+    Ok(version)
+}
+
+fn forget(tx: &Tx<'_>, space: &str, key: &str) -> Result<(), Fault> {
+    tx.execute("DELETE FROM windlass_note WHERE space = ?1 AND key = ?2", [space, key])?;
+    Ok(())
 }
 
 /// Removes notes whose time has passed.

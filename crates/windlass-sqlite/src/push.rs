@@ -18,8 +18,8 @@ use windlass_core::{
 
 use crate::errors::Fault;
 use crate::rows::{self, Id, id_of, micros, ready_at, reason_code, state_code, to_json};
-use crate::settle;
 use crate::tx::Tx;
+use crate::{settle, tick};
 
 /// A body over this many bytes is kept beside its task: half a page, so that a task's row never overflows one.
 pub(crate) const INLINE_BYTES_MAX: usize = 2_048;
@@ -63,6 +63,15 @@ impl NewTask {
         &self.id
     }
 
+    pub(crate) fn queue(&self) -> &QueueName {
+        &self.queue
+    }
+
+    /// The state that its life begins with.
+    pub(crate) fn begins_as(&self, now: Timestamp) -> State {
+        self.beginning(now).0
+    }
+
     /// Where its life begins: state, the column `at`, rank.
     fn beginning(&self, now: Timestamp) -> (State, i64, i64) {
         match self.due.instant(now) {
@@ -103,7 +112,7 @@ impl PreparedGroup {
 }
 
 /// The free places of a queue that has a length.
-struct Free {
+pub(crate) struct Free {
     queue: i64,
     limit: u64,
     places: u64,
@@ -141,7 +150,10 @@ fn push_within(tx: &mut Tx<'_>, task: &NewTask, free: &mut [Free]) -> Result<Pus
 }
 
 /// How many places are free in the queues that have a length.
-fn free_places(tx: &mut Tx<'_>, tasks: &[NewTask]) -> Result<Vec<Free>, Fault> {
+pub(crate) fn free_places<'t>(
+    tx: &mut Tx<'_>,
+    tasks: impl IntoIterator<Item = &'t NewTask>,
+) -> Result<Vec<Free>, Fault> {
     let mut free: Vec<Free> = Vec::new();
     let rules = tx.rules()?;
     if rules.is_empty() {
@@ -158,6 +170,46 @@ fn free_places(tx: &mut Tx<'_>, tasks: &[NewTask]) -> Result<Vec<Free>, Fault> {
         free.push(Free { queue, limit, places, wanted: 1 });
     }
     Ok(free)
+}
+
+/// Stores the task of a delivery: one that has ended with the same id is forgotten for it.
+pub(crate) fn push_again(tx: &mut Tx<'_>, task: &NewTask, free: &mut [Free]) -> Result<Pushed, Fault> {
+    let before = settle::held_under(tx, &task.id)?;
+    if before.as_ref().is_some_and(|held| !held.state.is_final()) {
+        return Ok(Pushed::Exists(task.id.clone()));
+    }
+    if let Some(holder) = taken_by(tx, task)? {
+        return replace(tx, task, holder);
+    }
+    if !free.is_empty() {
+        let queue = tx.queue(&task.queue)?;
+        if let Some(free) = free.iter_mut().find(|free| free.queue == queue) {
+            if free.places == 0 {
+                return Ok(Pushed::Full { limit: free.limit });
+            }
+            free.places -= 1;
+        }
+    }
+    if let Some(held) = before {
+        tick::remove(tx, &held)?;
+    }
+    store(tx, task)
+}
+
+/// The same for a task that is a dead letter from the start.
+pub(crate) fn bury_again(
+    tx: &mut Tx<'_>,
+    task: &NewTask,
+    reason: DeadReason,
+    failure: &Failure,
+) -> Result<Pushed, Fault> {
+    if let Some(held) = settle::held_under(tx, &task.id)? {
+        if !held.state.is_final() {
+            return Ok(Pushed::Exists(task.id.clone()));
+        }
+        tick::remove(tx, &held)?;
+    }
+    bury(tx, task, reason, failure).map(|()| Pushed::Stored)
 }
 
 /// Stores a task unless its id or its unique key is taken.
@@ -282,11 +334,16 @@ pub(crate) fn push_following(tx: &mut Tx<'_>, task: &NewTask) -> Result<(), Faul
 /// Records a task that never ran as a dead letter, unless it is known.
 pub(crate) fn strand(tx: &mut Tx<'_>, task: &NewTask, cause: Option<&Failure>) -> Result<(), Fault> {
     let Verdict::Dead { reason, failure } = stranded_verdict(cause) else { unreachable!("a stranded task is dead") };
+    bury(tx, task, reason, &failure)
+}
+
+/// Records a dead letter, unless its id is known.
+fn bury(tx: &mut Tx<'_>, task: &NewTask, reason: DeadReason, failure: &Failure) -> Result<(), Fault> {
     let now = tx.now_micros();
     if insert(tx, task, State::Dead, now, rank(task.priority, tx.now))?.is_some() {
         tx.execute(
             "UPDATE windlass_task SET guard = NULL, reason = ?2, failure = ?3 WHERE id = ?1",
-            params![Id(&task.id), reason_code(reason), to_json(&failure)],
+            params![Id(&task.id), reason_code(reason), to_json(failure)],
         )?;
         tx.ended(&task.id);
     }

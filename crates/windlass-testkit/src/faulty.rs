@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use windlass_core::adoption::{Adopting, Adoption};
 use windlass_core::backend::{
     Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
     Settled, Settlement, StoreError, Ticked,
@@ -181,6 +182,10 @@ impl Backend for FaultyStore {
 
     async fn claim(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
         self.through(|| self.store.claim(demand)).await
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError> {
+        self.through(|| self.store.adopt(adoption)).await
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+use windlass_core::adoption::{Adopted, Adopting, Adoption};
 use windlass_core::backend::{
     Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
     Settled, Settlement, StoreError, Ticked,
@@ -24,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Repeats what failed only for now: the conformance suite runs through it while servers are restarted and connections are
 /// cut.
 ///
-/// When the answer to a push or a settle was lost, the second one says "known already": then this looks whether it was the
+/// When the answer to a push, an adoption or a settle was lost, the second one says "known already": then this looks whether it was the
 /// first that did it, and answers what was lost. A claim whose answer was lost holds tasks that nobody knows of, as in
 /// production, where their leases end; a case in which that happens fails.
 pub struct PatientStore(Arc<dyn Backend>);
@@ -77,6 +78,18 @@ impl Backend for PatientStore {
 
     async fn claim(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
         Ok(self.ask(|| self.0.claim(demand)).await?.0)
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError> {
+        let (mut adopting, failed) = self.ask(|| self.0.adopt(adoption)).await?;
+        if failed {
+            for answer in &mut adopting.adopted {
+                if *answer == Adopted::Known {
+                    *answer = Adopted::Stored;
+                }
+            }
+        }
+        Ok(adopting)
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use windlass_core::adoption::{Adopted, Adoption, Delivery};
 use windlass_core::backend::{Backend, Command, Demand, Push, ScheduleChange, Settled, Settlement};
 use windlass_core::flow::{self, After, FailurePolicy, Flow, Member, NewGroup};
 use windlass_core::limit::{Limit, LimitChange, LimitsView, Rule};
@@ -13,7 +14,7 @@ use windlass_core::state::DeadReason;
 use windlass_core::transfer::Mover;
 use windlass_core::view::{Filter, Page};
 use windlass_core::{
-    Args, Due, Envelope, Failure, Json, NodeId, QueueName, State, TaskId, TaskName, Timestamp, Verdict,
+    Args, DeliveryId, Due, Envelope, Failure, Json, NodeId, QueueName, State, TaskId, TaskName, Timestamp, Verdict,
 };
 use windlass_memory::MemoryStore;
 use windlass_testkit::{Faults, FaultyStore, TestClock};
@@ -81,8 +82,16 @@ async fn furnish(store: &MemoryStore) {
         let write = NoteAsk::Write { space, key: key.to_owned(), seen: None, value, ttl };
         store.note(&write).await.expect("written");
     }
+    let deliveries = vec![delivery()];
+    store.adopt(&Adoption { deliveries, ..Adoption::default() }).await.expect("adopted");
     // What a run leaves behind that was killed while it told the stores apart.
     store.command(&Command::PauseTask(TaskName::known("windlass.transfer.0"))).await.expect("paused");
+}
+
+/// Of a task that is a dead letter at once, so that it is nobody's next.
+fn delivery() -> Delivery {
+    let envelope = Envelope::new(TaskName::known("adopted"), QueueName::known("adopted"), Args::none());
+    Delivery { id: DeliveryId::known("bridge:1"), envelope, flaw: Some(Failure::new("malformed", "no JSON")) }
 }
 
 async fn notes(store: &MemoryStore) -> usize {
@@ -158,7 +167,10 @@ async fn a_move_that_is_killed_again_and_again_arrives() {
         assert_eq!((limits.limits.len(), limits.gates.len()), (1, 1), "seed {seed}");
         assert_eq!(limits.gates[0].held_until, Some(START + Duration::from_secs(600)), "seed {seed}");
         assert_eq!(old.limits().await.expect("listed"), LimitsView::default(), "seed {seed}");
-        assert_eq!((notes(&new).await, notes(&old).await), (2, 0), "seed {seed}");
+        assert_eq!((notes(&new).await, notes(&old).await), (3, 0), "seed {seed}");
+        let again = Adoption { deliveries: vec![delivery()], ..Adoption::default() };
+        let adopting = new.adopt(&again).await.expect("adopted");
+        assert_eq!(adopting.adopted, [Adopted::Known], "seed {seed}: a delivery is known in the new store");
         // The member that had arrived before the move counts.
         run_one(&new, ok()).await;
         let names: Vec<_> = everything(&new).await.into_iter().filter(|(_, state)| *state == State::Ready).collect();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use windlass::adoption::{Adopting, Adoption};
 use windlass::backend::{
     Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged, Settled,
     Settlement, Ticked,
@@ -88,6 +89,17 @@ impl Backend for Measured {
             && !claims.is_empty()
         {
             self.tally.claims.lock().add(claims.len(), since);
+        }
+        answer
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError> {
+        let since = Instant::now();
+        let answer = self.asked().adopt(adoption).await;
+        if let Ok(adopting) = &answer
+            && !adopting.claims.is_empty()
+        {
+            self.tally.claims.lock().add(adopting.claims.len(), since);
         }
         answer
     }

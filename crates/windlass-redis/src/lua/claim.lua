@@ -1,7 +1,7 @@
 -- Takes ready tasks and leases them.
 --
 -- ARGV from 5: node, lease, most, the waiting claim (empty when it does not wait), whether it has waited before (`1`), the
--- number of queues, the queues, names that are left to others. The waiting claim is `handle number most picky`.
+-- number of queues, that of names that are left to others, the queues, those names. The waiting claim is `handle number most picky`.
 --
 -- Answers how many were taken, microseconds until the next one falls due or a gate opens (-1 for none), then row, packed task,
 -- large body and memo of each; then, for each task that has expired and whose body says what follows, the first three: the
@@ -26,7 +26,7 @@ for i = 1, #paused do
     closed = true
   end
 end
-for i = 11 + amount, #ARGV do blocked[ARGV[i]] = true end
+for i = 12 + amount, 11 + amount + tonumber(ARGV[11]) do blocked[ARGV[i]] = true end
 
 -- What was taken, of it what has a large body or a memo; what the caller must end.
 local taken, large, late, memos = {}, {}, {}, {}

@@ -46,12 +46,7 @@ if what == 'forget' then
   call('ZREM', P .. 'note_ends', name)
   return 0
 end
--- A store that was emptied begins beyond what it had, as with the numbers of tasks.
-local version = call('INCR', P .. 'note_version')
-if version == 1 then
-  version = math.floor(now / 100)
-  call('SET', P .. 'note_version', string.format('%.0f', version))
-end
+local version = new_numbers('note_version', 1) + 1
 local ends = string.format('%.0f', now + tonumber(ARGV[8]))
 call('HSET', P .. 'note', name, string.format('%.0f', version) .. ' ' .. ends .. ' ' .. ARGV[9])
 call('ZADD', P .. 'notes', 0, name)

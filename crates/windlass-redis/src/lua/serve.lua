@@ -1,6 +1,6 @@
--- The claim itself: queue by queue, then what it leaves behind, and its answer. Part of `claim`.
+-- The claim itself: queue by queue, then what it leaves behind, and its `answer`. Part of `claim`.
 
-for i = 11, 10 + amount do
+for i = 12, 11 + amount do
   local queue = ARGV[i]
   if not closed and not paused_queues[queue] and room > 0 then
     if promote(queue, 1000) > 0 then
@@ -17,7 +17,7 @@ write_taken()
 flush()
 
 if waiting ~= '' then
-  for i = 11, 10 + amount do
+  for i = 12, 11 + amount do
     local queue = ARGV[i]
     local key = P .. 'wait:' .. queue
     if #taken == 0 then
@@ -57,4 +57,3 @@ for i = 1, #late do
   answer[#answer + 1] = raw[t.row]
   answer[#answer + 1] = large_body(t)
 end
-return answer

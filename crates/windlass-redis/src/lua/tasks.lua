@@ -1,15 +1,17 @@
 -- New tasks ----------------------------------------------------------------------------------------------------------
 
--- Numbers for so many tasks; the first is the answer plus one. A store that was emptied begins beyond what it had: an
--- old receipt must not fit a new task.
-local function new_rows(amount)
-  local last = call('INCRBY', P .. 'seq', amount)
+-- So many numbers of a kind; the first is the answer plus one. A store that was emptied begins beyond what it had: an old
+-- receipt must not fit a new task, nor an old version a new note.
+local function new_numbers(kind, amount)
+  local last = call('INCRBY', P .. kind, amount)
   if last == amount then
     last = math.floor(now / 100) + amount
-    call('SET', P .. 'seq', string.format('%.0f', last))
+    call('SET', P .. kind, string.format('%.0f', last))
   end
   return last - amount
 end
+
+local function new_rows(amount) return new_numbers('seq', amount) end
 
 -- Who has a unique key now.
 local function holder(key)

@@ -27,6 +27,7 @@ mod cases;
 mod harness;
 mod make;
 
+pub mod adoption;
 pub mod beat;
 pub mod claim;
 pub mod command;
@@ -82,9 +83,10 @@ macro_rules! __conformance_tests {
 #[cfg(test)]
 mod tests {
     /// The source of every module of cases, by its verb.
-    const SOURCES: [(&str, &str); 23] = [
+    const SOURCES: [(&str, &str); 24] = [
         ("push", include_str!("push.rs")),
         ("claim", include_str!("claim.rs")),
+        ("adoption", include_str!("adoption.rs")),
         ("renew", include_str!("renew.rs")),
         ("settle", include_str!("settle.rs")),
         ("find", include_str!("find.rs")),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use windlass_core::adoption::{Adopted, Adopting, Adoption};
 use windlass_core::backend::{
     Backend, Claim, Command, Commanded, Demand, Push, Pushed, Receipt, Renewal, Renewed, ScheduleChange,
     ScheduleChanged, Settled, Settlement, StoreError, Ticked,
@@ -89,6 +90,13 @@ impl Witness {
         seen.breaches.extend(seen.limits.saw_claim(claim, now, is_held));
     }
 
+    /// An ended task was forgotten for a new one with its id.
+    fn saw_new_run(&self, id: &TaskId) {
+        let mut seen = self.seen.lock();
+        seen.holders.remove(id);
+        seen.final_settles.remove(id);
+    }
+
     fn saw_renewal(&self, receipt: &Receipt, renewed: Renewed, lease: Duration) {
         let now = self.clock.now();
         let mut seen = self.seen.lock();
@@ -132,6 +140,21 @@ impl Backend for Witness {
             self.saw_claim(claim, demand.lease);
         }
         Ok(claims)
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopting, StoreError> {
+        let adopting = self.store.adopt(adoption).await?;
+        for (delivery, adopted) in adoption.deliveries.iter().zip(&adopting.adopted) {
+            if *adopted == Adopted::Stored {
+                self.saw_new_run(&delivery.envelope.id);
+            }
+        }
+        if let Some(demand) = &adoption.demand {
+            for claim in &adopting.claims {
+                self.saw_claim(claim, demand.lease);
+            }
+        }
+        Ok(adopting)
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {
