@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use windlass_servers::{Aof, POSTGRES_URL, Postgres, Proxy, REDIS_ALWAYS_URL, REDIS_URL, Redis};
+use windlass_servers::{Aof, POSTGRES_URL, Postgres, Proxy, REDIS_ALWAYS_URL, REDIS_URL, RabbitMq, Redis};
 
 use crate::{machine, process};
 
@@ -90,7 +90,11 @@ pub(crate) fn install_missing() -> Result<&'static str> {
     if given(POSTGRES_URL).is_none() && !Postgres::is_installed() {
         install("postgresql", "postgresql", "PostgreSQL (tests of its store need one)")?;
     }
-    Ok("Redis, PostgreSQL")
+    // Not one of the shared servers: the tests that need one start it, as it costs seconds and memory.
+    if !RabbitMq::is_installed() {
+        install("rabbitmq-server", "rabbitmq-server", "RabbitMQ (tests of the AMQP transport need one)")?;
+    }
+    Ok("Redis, PostgreSQL, RabbitMQ")
 }
 
 /// Installs a package and stops the server that it may have started.

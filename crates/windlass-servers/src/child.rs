@@ -5,6 +5,7 @@
 //! 2. That thread must therefore live as long as the program: all servers are started by one thread of their own.
 //! 3. What the server says goes into a file; its end is part of every error.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,18 @@ impl Running {
         rights: Rights,
         last: LastSignal,
     ) -> Result<Self, Error> {
+        Self::start_in(&[], program, arguments, folder, rights, last)
+    }
+
+    /// The same with variables of the environment on top.
+    pub(crate) fn start_in(
+        environment: &[(&'static str, OsString)],
+        program: &Path,
+        arguments: &[String],
+        folder: &Path,
+        rights: Rights,
+        last: LastSignal,
+    ) -> Result<Self, Error> {
         let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
         let log = folder.join(format!("{name}.log"));
         let cannot_start = || Error::cannot(format!("start `{}`", program.display()));
@@ -75,6 +88,7 @@ impl Running {
         command.args(arguments).current_dir(folder).stdin(Stdio::null());
         command.stdout(output.try_clone().map_err(cannot_start())?).stderr(output);
         without_settings_of_others(&mut command);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         // Ctrl-C at a terminal goes to the whole group of processes: it shall end the tests, and they their servers.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let child = spawn(command).map_err(cannot_start())?;
@@ -162,9 +176,12 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// Settings in the environment that clients and servers of PostgreSQL would obey, and words in another language.
+/// Settings in the environment that clients and servers of PostgreSQL and RabbitMQ would obey, and words in another
+/// language.
 pub(crate) fn without_settings_of_others(command: &mut Command) {
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+    let obeyed =
+        |name: &OsStr| ["PG", "RABBITMQ_", "ERL_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| obeyed(name)) {
         command.env_remove(name);
     }
     command.env("LC_ALL", "C");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use windlass_servers::{Aof, Postgres, Redis};
+use windlass_servers::{Aof, Postgres, RabbitMq, Redis};
 
 /// Set in the program that starts servers and is killed; this test starts itself again.
 const VICTIM: &str = "WINDLASS_SERVERS_TEST_VICTIM";
@@ -45,13 +45,17 @@ fn the_servers_of_a_killed_program_end_with_it() {
 
 /// Starts servers from a thread that ends, says which processes they are, and waits to be killed.
 fn hold_servers() {
-    let start = || (Redis::start(Aof::EverySec).expect("Redis"), Postgres::start().expect("PostgreSQL"));
-    let (redis, postgres) = std::thread::spawn(start).join().expect("servers");
+    let start = || {
+        let rabbit = RabbitMq::start().expect("RabbitMQ");
+        (Redis::start(Aof::EverySec).expect("Redis"), Postgres::start().expect("PostgreSQL"), rabbit)
+    };
+    let (redis, postgres, rabbit) = std::thread::spawn(start).join().expect("servers");
     let of_redis = redis.cli(&["INFO", "server"]).expect("info");
     let of_redis = of_redis.lines().find_map(|line| line.strip_prefix("process_id:")).expect("a process id");
     let theirs = "select pid from pg_stat_activity where pid <> pg_backend_pid()";
     let of_postgres = postgres.psql("postgres", theirs).expect("select");
-    println!("processes:{of_redis} {}", of_postgres.replace('\n', " "));
+    let of_rabbit = rabbit.eval("list_to_integer(os:getpid()).").expect("a process id");
+    println!("processes:{of_redis} {of_rabbit} {}", of_postgres.replace('\n', " "));
     std::io::stdout().flush().expect("a pipe");
     // Ends with its parent when that fails before it kills us.
     std::io::stdin().read_to_end(&mut Vec::new()).expect("a pipe");
