@@ -1,6 +1,6 @@
 //! Adoption: how deliveries of a foreign transport become tasks of a store.
 //!
-//! A bridge takes messages from a transport that keeps them itself, such as a broker or a list, adopts them,
+//! A bridge ([`crate::bridge`]) takes messages from a transport that keeps them itself, such as a broker or a list, adopts them,
 //! and accepts them at the transport only then. Whatever dies in between, the transport delivers again: so an adopted
 //! delivery is remembered by the transport's own identity of it, in the same atomic step, and is known when it comes again.
 //! The id of its task would not tell: a producer may send one id twice on purpose, and means a second run.

@@ -11,6 +11,7 @@ pub mod args;
 pub mod backend;
 pub mod batch;
 pub mod breaker;
+pub mod bridge;
 pub mod call;
 pub mod client;
 pub mod config;

@@ -6,6 +6,7 @@
 //! - [`conformance`](mod@conformance): the contract of [`Backend`](windlass_core::Backend), case by case.
 //! - [`fate`](mod@fate): a task whose arguments say what each of its runs does.
 //! - [`FaultyStore`]: a store behind a bad line.
+//! - [`MemoryTransport`]: a foreign transport, for bridges.
 //! - [`sim`]: a whole fleet in simulated time, with bad luck from a seed.
 
 pub mod clock;
@@ -15,8 +16,10 @@ pub mod faulty;
 pub mod harness;
 pub mod patient;
 pub mod sim;
+pub mod transport;
 
 pub use clock::TestClock;
 pub use faulty::{Faults, FaultyStore};
 pub use harness::TestApp;
 pub use patient::PatientStore;
+pub use transport::MemoryTransport;
