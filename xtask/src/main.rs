@@ -62,9 +62,9 @@ enum Task {
     /// Start the servers that the tests of the stores need, run a command with them and stop them.
     ///
     /// Starts a Redis that syncs its log every second, one that syncs it with every write, and a PostgreSQL: on free ports
-    /// of 127.0.0.1, with data of their own. The command finds them by the variables WINDLASS_TEST_REDIS_URL,
-    /// WINDLASS_TEST_REDIS_ALWAYS_URL and WINDLASS_TEST_POSTGRES_URL; its exit code is passed on. A variable that is set
-    /// already is used as it is, and nothing is started for it. Programs that are missing are installed with apt-get.
+    /// of 127.0.0.1, with data of their own; a RabbitMQ when somebody connects to it. The command finds them by the variables
+    /// WINDLASS_TEST_REDIS_URL, WINDLASS_TEST_REDIS_ALWAYS_URL, WINDLASS_TEST_POSTGRES_URL and WINDLASS_TEST_RABBITMQ_URL;
+    /// its exit code is passed on. A variable that is set already is used as it is, and nothing is started for it. Programs that are missing are installed with apt-get.
     #[command(after_help = servers::EXAMPLES)]
     Servers {
         /// What happens to the servers while the command runs: the conformance suite asks again meanwhile. A case whose claim

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use windlass_servers::{Aof, POSTGRES_URL, Postgres, Proxy, REDIS_ALWAYS_URL, REDIS_URL, RabbitMq, Redis};
+use windlass_servers::{
+    Aof, POSTGRES_URL, Postgres, Proxy, RABBITMQ_URL, REDIS_ALWAYS_URL, REDIS_URL, RabbitMq, RabbitMqOnDemand, Redis,
+};
 
 use crate::{machine, process};
 
@@ -38,6 +40,8 @@ const POSTGRES_CONNECTIONS: &str = "max_connections=500";
 pub(crate) struct Servers {
     redis: Vec<Redis>,
     postgres: Option<Postgres>,
+    /// Costs nothing until somebody connects; then seconds and 120 MiB, which most runs do not need.
+    _rabbitmq: Option<RabbitMqOnDemand>,
     variables: BTreeMap<&'static str, String>,
 }
 
@@ -62,14 +66,24 @@ impl Servers {
             variables.insert(variable, redis.url());
             started.push(redis);
         }
-        if let Some(url) = given(POSTGRES_URL) {
+        let rabbitmq = if let Some(url) = given(RABBITMQ_URL) {
+            variables.insert(RABBITMQ_URL, url);
+            None
+        } else {
+            let rabbitmq = RabbitMqOnDemand::listen().context("cannot listen for those who need a RabbitMQ")?;
+            variables.insert(RABBITMQ_URL, rabbitmq.url());
+            Some(rabbitmq)
+        };
+        let postgres = if let Some(url) = given(POSTGRES_URL) {
             variables.insert(POSTGRES_URL, url);
-            return Ok(Self { redis: started, postgres: None, variables });
-        }
-        let postgres = Postgres::start_with(&[POSTGRES_CONNECTIONS]).context("cannot start a PostgreSQL")?;
-        eprintln!("servers: a PostgreSQL on {}", postgres.address());
-        variables.insert(POSTGRES_URL, postgres.url("postgres"));
-        Ok(Self { redis: started, postgres: Some(postgres), variables })
+            None
+        } else {
+            let postgres = Postgres::start_with(&[POSTGRES_CONNECTIONS]).context("cannot start a PostgreSQL")?;
+            eprintln!("servers: a PostgreSQL on {}", postgres.address());
+            variables.insert(POSTGRES_URL, postgres.url("postgres"));
+            Some(postgres)
+        };
+        Ok(Self { redis: started, postgres, _rabbitmq: rabbitmq, variables })
     }
 
     /// Where the tests find every server: names and URLs of the environment.
@@ -90,8 +104,7 @@ pub(crate) fn install_missing() -> Result<&'static str> {
     if given(POSTGRES_URL).is_none() && !Postgres::is_installed() {
         install("postgresql", "postgresql", "PostgreSQL (tests of its store need one)")?;
     }
-    // Not one of the shared servers: the tests that need one start it, as it costs seconds and memory.
-    if !RabbitMq::is_installed() {
+    if given(RABBITMQ_URL).is_none() && !RabbitMq::is_installed() {
         install("rabbitmq-server", "rabbitmq-server", "RabbitMQ (tests of the AMQP transport need one)")?;
     }
     Ok("Redis, PostgreSQL, RabbitMQ")
@@ -179,7 +192,7 @@ fn in_trouble<T>(
     trouble: Trouble,
     run: impl FnOnce(&BTreeMap<&'static str, String>) -> T,
 ) -> Result<T> {
-    let Servers { redis, postgres, variables } = servers;
+    let Servers { redis, postgres, variables, .. } = servers;
     let mut variables = variables.clone();
     variables.insert(PATIENT, "1".to_owned());
     let mut lines = Vec::new();

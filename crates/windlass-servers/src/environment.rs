@@ -3,12 +3,17 @@
 //! `cargo xtask servers` and `cargo xtask test` set the variables. Without them a test fails: a test that is skipped where
 //! a server is missing proves nothing.
 
+use crate::rabbitmq;
+
 /// Names a Redis that syncs its log every second.
 pub const REDIS_URL: &str = "WINDLASS_TEST_REDIS_URL";
 /// Names a Redis that syncs its log with every write.
 pub const REDIS_ALWAYS_URL: &str = "WINDLASS_TEST_REDIS_ALWAYS_URL";
 /// Names a PostgreSQL with a database, as superuser.
 pub const POSTGRES_URL: &str = "WINDLASS_TEST_POSTGRES_URL";
+
+/// Names a RabbitMQ, which is started when somebody connects.
+pub const RABBITMQ_URL: &str = "WINDLASS_TEST_RABBITMQ_URL";
 
 /// The Redis of this run; its append-only log is synced every second. Other tests use it too: choose keys of your own.
 ///
@@ -32,6 +37,23 @@ pub fn redis_always_url() -> String {
 /// When the environment names none; the text says how to start one.
 pub fn postgres_url() -> String {
     named(POSTGRES_URL)
+}
+
+/// The RabbitMQ of this run, as a user who may do everything in the vhost `/`. Other tests use it too: choose names of your
+/// own. The first call of a run waits until it is started.
+///
+/// # Panics
+/// When the environment names none, or it does not start; the text says how to start one.
+pub fn rabbitmq_url() -> String {
+    let url = named(RABBITMQ_URL);
+    let address =
+        url.rsplit('@').next().and_then(|rest| rest.split('/').next()).and_then(|address| address.parse().ok());
+    // Another form is somebody's own server, which runs.
+    assert!(
+        address.is_none_or(rabbitmq::wait_for),
+        "the RabbitMQ of {RABBITMQ_URL} does not start: see what `servers` says"
+    );
+    url
 }
 
 fn named(variable: &str) -> String {

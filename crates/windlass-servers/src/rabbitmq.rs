@@ -10,7 +10,10 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -90,6 +93,15 @@ impl RabbitMq {
         Ok(rabbit)
     }
 
+    /// Starts an empty server on this address.
+    fn start_on(address: SocketAddr) -> Result<Self, Error> {
+        let programs = find().ok_or(Error::NotInstalled { program: "rabbitmq-server", package: "rabbitmq-server" })?;
+        let (folder, tools) = (Folder::new()?, port::free()?);
+        let mut rabbit = Self { running: None, programs, settings: Vec::new(), address, tools, folder };
+        rabbit.start_again()?;
+        Ok(rabbit)
+    }
+
     /// Whether a RabbitMQ is installed that [`Self::start`] can start.
     pub fn is_installed() -> bool {
         find().is_some()
@@ -102,7 +114,7 @@ impl RabbitMq {
 
     /// The same server at another address, that of a [`crate::Proxy`] in front of it.
     pub fn url_at(&self, address: SocketAddr) -> String {
-        format!("amqp://{USER}:{USER}@{address}/%2f")
+        url_at(address)
     }
 
     /// Where it listens; the same for its whole life.
@@ -248,7 +260,7 @@ impl RabbitMq {
         ];
         fs::write(
             self.configuration(),
-            lines.iter().chain(&self.settings).map(|line| format!("{line}\n")).collect::<String>(),
+            lines.iter().chain(&self.settings).map(String::as_str).collect::<Vec<_>>().join("\n") + "\n",
         )?;
         fs::write(self.plugins(), "[].\n")
     }
@@ -283,6 +295,75 @@ impl RabbitMq {
     }
 }
 
+fn url_at(address: SocketAddr) -> String {
+    format!("amqp://{USER}:{USER}@{address}/%2f")
+}
+
+/// A RabbitMQ that is started when somebody connects for the first time, for test programs that share one.
+///
+/// Who connects first is turned away, as by a server that is down, until it is there: [`crate::rabbitmq_url`] waits for that.
+#[derive(Debug)]
+pub struct RabbitMqOnDemand {
+    address: SocketAddr,
+    is_over: Arc<AtomicBool>,
+    starter: Option<JoinHandle<Result<Option<RabbitMq>, Error>>>,
+}
+
+impl RabbitMqOnDemand {
+    /// Listens for the first connection.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn listen() -> Result<Self, Error> {
+        let listener = port::listen()?;
+        let address = listener.local_addr().map_err(Error::cannot("read the address of a listener"))?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&is_over);
+        let starter = thread::spawn(move || {
+            let came = listener.accept().map_err(Error::cannot("accept a connection"));
+            drop(listener);
+            drop(came?);
+            if ends.load(Ordering::SeqCst) {
+                return Ok(None);
+            }
+            let started = RabbitMq::start_on(address);
+            if let Err(error) = &started {
+                // tidy: allow(print): nobody else learns why the tests that wait for it fail
+                eprintln!("servers: a RabbitMQ on {address} does not start: {error}");
+            }
+            started.map(Some)
+        });
+        Ok(Self { address, is_over, starter: Some(starter) })
+    }
+
+    /// Where it will listen.
+    pub fn url(&self) -> String {
+        url_at(self.address)
+    }
+}
+
+impl Drop for RabbitMqOnDemand {
+    /// Ends the server, if it was ever started.
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // Wakes the thread, if nobody has yet.
+        drop(TcpStream::connect_timeout(&self.address, ANSWER_LIMIT));
+        drop(self.starter.take().map(JoinHandle::join));
+    }
+}
+
+/// Waits until a server at this address greets, whatever its name is. Answers whether it does.
+pub(crate) fn wait_for(address: SocketAddr) -> bool {
+    let limit = Instant::now() + READY_LIMIT;
+    while Instant::now() < limit {
+        if greeting(address).is_ok_and(|greeting| !greeting.is_empty()) {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    false
+}
+
 /// The newest RabbitMQ that is installed, and the Erlang that runs it.
 fn find() -> Option<Programs> {
     let erlang = child::find("erl")?;
@@ -309,18 +390,20 @@ fn is_port_taken(error: &Error) -> bool {
 
 /// Whether the node with this name takes connections here. Another program may have taken the port: then ours ends soon.
 fn is_ready(address: SocketAddr, name: &str) -> bool {
-    let greet = || {
-        let mut stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.write_all(HELLO)?;
-        let mut greeting = vec![0; GREETING_BYTES];
-        let length = stream.read(&mut greeting)?;
-        greeting.truncate(length);
-        std::io::Result::Ok(greeting)
-    };
     // It names its cluster in the first thing that it says: the name of its first node, at the name of the machine.
     let mark = format!("{name}@");
-    greet().is_ok_and(|greeting| greeting.windows(mark.len()).any(|part| part == mark.as_bytes()))
+    greeting(address).is_ok_and(|greeting| greeting.windows(mark.len()).any(|part| part == mark.as_bytes()))
+}
+
+/// The first thing that a server says.
+fn greeting(address: SocketAddr) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT)?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    stream.write_all(HELLO)?;
+    let mut greeting = vec![0; GREETING_BYTES];
+    let length = stream.read(&mut greeting)?;
+    greeting.truncate(length);
+    Ok(greeting)
 }
 
 #[cfg(test)]

@@ -1,0 +1,228 @@
+//! AMQP 0-9-1, the protocol of RabbitMQ, as a raw transport: bytes and properties in and out, and nothing of what they mean.
+//!
+//! [`Amqp`] takes at most as many messages as somebody has room for ([`Amqp::take`]), tells the broker what became of them
+//! ([`Amqp::accept`], [`Amqp::put_back`], [`Amqp::reject`]), publishes with confirmations ([`Amqp::publish`]) and listens to
+//! control messages ([`Amqp::listen`]). It keeps two connections, one for each direction, and makes them again by itself.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tokio_util::sync::CancellationToken;
+//! use windlass_amqp::{Amqp, Message, Options, Queue, Topology};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let topology = Topology { queues: vec![Queue::new("mails")], ..Topology::default() };
+//! let options = Options { topology, consume: vec!["mails".to_owned()] };
+//! let amqp = Amqp::open("amqp://localhost".parse()?, options).await?;
+//! amqp.publish(vec![Message { routing_key: "mails".to_owned(), body: b"hello".to_vec(), ..Message::default() }]).await;
+//! let taken = amqp.take(10, Duration::from_secs(1), &CancellationToken::new()).await?;
+//! let tags: Vec<_> = taken.iter().map(|taken| taken.tag).collect();
+//! amqp.accept(&tags).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What holds
+//!
+//! - **No hidden backlog.** The broker never has more messages with us that are not acknowledged than are in hands and asked
+//!   for; one more while nothing is asked for, and on quorum queues one for each queue. A tenth of a second after the last take
+//!   they are back in their queues, where other workers see them.
+//! - **A tag is void** when its channel is gone: the broker delivers the message again, with `redelivered`. Accepting a void
+//!   tag is answered as such and harms nothing.
+//! - **Nothing needs a restart.** A lost connection is made again with pauses of 50 ms to 2 s; what was declared is declared
+//!   again and consumers are made again. A wrong password or a missing vhost is answered at once, and tried again all the same.
+//! - **A publish has an answer for each message**: confirmed, unroutable, refused, or not known, when the connection ended
+//!   before the answer.
+//! - **What others have declared is used as it is**; the broker's word for what differs is in [`Amqp::differences`].
+//!
+//! # What was measured
+//!
+//! `cargo run --release -p windlass-amqp --example rates` prints it for a private broker of this machine.
+
+mod desk;
+mod error;
+mod intake;
+mod link;
+mod listener;
+mod location;
+mod message;
+mod outlet;
+mod socket;
+mod table;
+mod topology;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::intake::{Ending, Intake, Prefetch};
+use crate::link::Link;
+use crate::outlet::Outlet;
+
+pub use desk::{Finished, Tag};
+pub use error::AmqpError;
+pub use intake::TAKE_MAX;
+pub use listener::Listener;
+pub use location::{InvalidUrl, Location};
+pub use message::{
+    BODY_BYTES_MAX, BODY_BYTES_OF_TOO_LARGE, EXPIRATION_MAX, Message, Properties, Storage, Taken, Unrouted,
+};
+pub use outlet::Published;
+pub use table::{DEPTH_MAX, SHORT_BYTES_MAX, VALUES_MAX};
+pub use topology::{Binding, Difference, Exchange, Lasting, Queue, Topology};
+
+/// How long [`Amqp::open`], [`Amqp::declare`] and [`Amqp::listen`] wait for a broker that does not answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a transport does from the beginning.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What is declared before anything else, on each connection.
+    pub topology: Topology,
+    /// The names of the queues that [`Amqp::take`] takes from, in turns.
+    pub consume: Vec<String>,
+}
+
+/// A transport to one broker. Dropping it ends its connections; what is not accepted is delivered again.
+#[derive(Debug)]
+pub struct Amqp {
+    location: Location,
+    options: Options,
+    /// Begun when they are needed: a producer has no connection for consuming.
+    consuming: OnceLock<Arc<Link>>,
+    publishing: OnceLock<Arc<Link>>,
+    intake: OnceLock<Intake>,
+    outlet: OnceLock<Outlet>,
+}
+
+impl Amqp {
+    /// Connects and declares the topology: for consuming when there are queues to consume from, otherwise for publishing.
+    ///
+    /// # Errors
+    /// [`AmqpError::Unreachable`] when the broker does not answer within 10 s, [`AmqpError::Denied`] and
+    /// [`AmqpError::Broken`] when it does not let us in or does not have what is needed: at once.
+    pub async fn open(location: Location, options: Options) -> Result<Self, AmqpError> {
+        let amqp = Self {
+            location,
+            options,
+            consuming: OnceLock::new(),
+            publishing: OnceLock::new(),
+            intake: OnceLock::new(),
+            outlet: OnceLock::new(),
+        };
+        amqp.link().session(PATIENCE).await?;
+        Ok(amqp)
+    }
+
+    /// Where the broker is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Takes up to `max` messages, at most [`TAKE_MAX`]: as soon as there is one, and nothing after `wait` or when `hush` is
+    /// cancelled. A wait of less than 50 ms is as long.
+    ///
+    /// What is dropped before its answer leaves its messages to the next take.
+    /// # Errors
+    /// While the broker is down: after `wait`, unless somebody must act; then at once. The transport goes on by itself.
+    pub async fn take(&self, max: usize, wait: Duration, hush: &CancellationToken) -> Result<Vec<Taken>, AmqpError> {
+        self.intake().take(max, wait, hush).await
+    }
+
+    /// Tells the broker that messages are done with. Those whose numbers follow each other cost one frame together.
+    ///
+    /// # Errors
+    /// [`AmqpError::Closed`] only.
+    pub async fn accept(&self, tags: &[Tag]) -> Result<Vec<Finished>, AmqpError> {
+        self.intake().finish(tags, Ending::Accept).await
+    }
+
+    /// Puts messages back into their queues, where they come next again, with `redelivered`.
+    ///
+    /// # Errors
+    /// [`AmqpError::Closed`] only.
+    pub async fn put_back(&self, tags: &[Tag]) -> Result<Vec<Finished>, AmqpError> {
+        self.intake().finish(tags, Ending::PutBack).await
+    }
+
+    /// Gives messages to the dead letter exchange of their queue; where it has none they are gone.
+    ///
+    /// # Errors
+    /// [`AmqpError::Closed`] only.
+    pub async fn reject(&self, tags: &[Tag]) -> Result<Vec<Finished>, AmqpError> {
+        self.intake().finish(tags, Ending::Reject).await
+    }
+
+    /// Publishes messages and says what became of each. Callers at the same time share the way. Each 256 messages of a call keep
+    /// their order; more may overtake each other.
+    ///
+    /// A message waits for a connection for at most 10 s, and for its confirmation for at most 30 s.
+    pub async fn publish(&self, messages: Vec<Message>) -> Vec<Published> {
+        self.outlet.get_or_init(|| Outlet::start(Arc::clone(self.publishing()))).publish(messages).await
+    }
+
+    /// Declares more, now and after every reconnection.
+    ///
+    /// # Errors
+    /// What the broker refused. That something is there otherwise is no error: see [`Self::differences`].
+    pub async fn declare(&self, topology: &Topology) -> Result<(), AmqpError> {
+        self.link().declare(topology, PATIENCE).await
+    }
+
+    /// Listens to a queue of our own, which is declared for it: for control messages and events. It needs no acknowledgement
+    /// and goes on through reconnections.
+    ///
+    /// # Errors
+    /// What the broker refused at the first attempt, or [`AmqpError::Unreachable`] when it does not answer within 10 s.
+    pub async fn listen(
+        &self,
+        queue: &Queue,
+        exchanges: Vec<Exchange>,
+        bindings: Vec<Binding>,
+    ) -> Result<Listener, AmqpError> {
+        let link = Arc::clone(self.consuming());
+        link.session(PATIENCE).await?;
+        Listener::start(link, queue, Topology { exchanges, queues: Vec::new(), bindings }).await
+    }
+
+    /// What is there otherwise than it was declared, as far as the broker has said.
+    pub fn differences(&self) -> Vec<Difference> {
+        let links = [&self.consuming, &self.publishing].into_iter().filter_map(OnceLock::get);
+        let mut differences: Vec<Difference> = links.flat_map(|link| link.reported().all()).collect();
+        differences.sort();
+        differences.dedup();
+        differences
+    }
+
+    /// Ends the connections. What is not accepted is delivered again; whoever waits for messages is told.
+    pub async fn close(&self) {
+        for link in [&self.consuming, &self.publishing].into_iter().filter_map(OnceLock::get) {
+            link.close().await;
+        }
+    }
+
+    /// The connection that is there from the beginning.
+    fn link(&self) -> &Arc<Link> {
+        if self.options.consume.is_empty() { self.publishing() } else { self.consuming() }
+    }
+
+    fn consuming(&self) -> &Arc<Link> {
+        self.consuming.get_or_init(|| Arc::new(Link::keep(&self.location, "consumes", self.options.topology.clone())))
+    }
+
+    fn publishing(&self) -> &Arc<Link> {
+        self.publishing.get_or_init(|| Arc::new(Link::keep(&self.location, "publishes", self.options.topology.clone())))
+    }
+
+    fn intake(&self) -> &Intake {
+        self.intake.get_or_init(|| {
+            let consume = &self.options.consume;
+            let of_consumers = self.options.topology.queues.iter().any(|queue| {
+                let kind = queue.arguments.get("x-queue-type").and_then(|kind| kind.as_str());
+                consume.contains(&queue.name) && kind.is_some_and(|kind| kind != "classic")
+            });
+            let prefetch = if of_consumers { Prefetch::OfConsumers } else { Prefetch::OfChannel };
+            Intake::start(Arc::clone(self.consuming()), consume.clone(), prefetch)
+        })
+    }
+}
