@@ -1,6 +1,7 @@
 //! What producers use: enqueue tasks, wait for their results, change them.
 
 mod outcome;
+mod started;
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -18,14 +19,15 @@ use crate::event::{Event, Listener};
 use crate::middleware::Middleware;
 use crate::retry::Backoff;
 use crate::task::Task;
-use crate::view::{Filter, Page, Record};
+use crate::view::{Filter, Record};
 use crate::workflow::{Chain, IntoStep, Workflow, chain};
 use crate::{
     Clock, InvalidName, Json, Key, Priority, QueueName, SignalName, SystemClock, TaskId, Timestamp, UniqueKey,
 };
 
 pub use outcome::WaitError;
-use outcome::{output_of, result_of};
+use outcome::output_of;
+pub use started::Started;
 
 /// How long a push tries before it gives up.
 pub const PUSH_DEADLINE: Duration = Duration::from_secs(5);
@@ -502,66 +504,6 @@ impl<T: Task> Handle<T> {
 impl<T> fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle").field("id", &self.id).field("fresh", &self.fresh).finish_non_exhaustive()
-    }
-}
-
-/// A workflow that was started.
-#[derive(Debug)]
-pub struct Started {
-    /// The workflow: listings and commands find all of its tasks by it.
-    pub id: TaskId,
-    /// The tasks that it starts with.
-    pub tasks: Vec<TaskId>,
-    client: Client,
-}
-
-impl Started {
-    /// Waits until every task that it started with has ended, up to `limit`, and returns their results in order; that is
-    /// the whole of a group that nothing follows.
-    ///
-    /// # Errors
-    /// [`WaitError`]; the first member that gave up decides.
-    pub async fn results(&self, limit: Duration) -> Result<Vec<Json>, WaitError> {
-        let records = self.client.watch_all(&self.tasks, limit).await?;
-        if records.len() < self.tasks.len() {
-            return Err(WaitError::Timeout(limit));
-        }
-        let find = |id: &TaskId| records.iter().find(|record| record.envelope.id == *id);
-        self.tasks.iter().filter_map(find).map(result_of).collect()
-    }
-
-    /// Waits until the step with this task's name has ended, up to `limit`, and returns its output.
-    ///
-    /// # Errors
-    /// [`WaitError`].
-    pub async fn output<T: Task>(&self, limit: Duration) -> Result<T::Output, WaitError> {
-        let name = &T::definition().name;
-        let filter = Filter { workflow: Some(self.id.clone()), names: vec![name.clone()], ..Filter::default() };
-        let give_up_at = Instant::now() + limit;
-        let mut wait = TRY_AGAIN;
-        // A later step does not exist yet: it appears when the one before has ended.
-        loop {
-            let listing = self.client.backend().list(&filter, &Page::first(1)).await?;
-            let left = give_up_at.saturating_duration_since(Instant::now());
-            if let Some(record) = listing.tasks.first() {
-                let handle = self.client.handle::<T>(record.envelope.id.clone());
-                return handle.output(left).await;
-            }
-            if left.is_zero() {
-                return Err(WaitError::Timeout(limit));
-            }
-            tokio::time::sleep(wait.min(left)).await;
-            wait = (wait * 2).min(TRY_AGAIN_MAX);
-        }
-    }
-
-    /// Cancels every task of it that has not ended.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn cancel(&self) -> Result<u64, StoreError> {
-        let filter = Filter { workflow: Some(self.id.clone()), ..Filter::default() };
-        self.client.command_all(&filter, TaskAction::Cancel).await
     }
 }
 

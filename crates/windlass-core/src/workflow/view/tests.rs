@@ -56,7 +56,9 @@ impl Played {
     }
 
     fn succeed(mut self, names: &[&str]) -> Self {
-        names.iter().for_each(|name| self.end(name, State::Succeeded));
+        for name in names {
+            self.end(name, State::Succeeded);
+        }
         self
     }
 
