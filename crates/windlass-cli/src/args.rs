@@ -21,6 +21,7 @@ EXAMPLES
   windlass dev                           worker and scheduler on ./windlass.db
   windlass enqueue http.request --arg url=https://example.org
   windlass task ls -q state:dead         what gave up
+  windlass limit set queue:mail --rate 100/m   not more often than this
   windlass doctor                        what is wrong, and what to do about it")]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -121,6 +122,9 @@ pub(crate) enum Command {
     Task(commands::task::Args),
     Queue(commands::queue::Args),
     Dlq(commands::dlq::Args),
+    Workflow(commands::workflow::Args),
+    Limit(commands::limit::Args),
+    Breaker(commands::breaker::Args),
     Schedule(commands::schedule::Args),
     Node(commands::node::Args),
     Migrate(commands::migrate::Args),

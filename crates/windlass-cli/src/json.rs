@@ -3,8 +3,10 @@
 //! Every key is always there; what is not known is null. Arguments, results and errors are redacted.
 
 use serde_json::{Value, json};
+use windlass::breaker::Standing;
+use windlass::limit::{GateView, Limit, Rule};
 use windlass::view::{Node, QueueCounts, Record, ScheduleRecord};
-use windlass::{Json, QueueName, format_duration, redact};
+use windlass::{Json, QueueName, format_duration, memo, redact};
 
 /// Whether values that look like secrets are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,62 @@ pub(crate) fn value_of(json: &Json, secrets: Secrets) -> Value {
     value
 }
 
+/// What a task remembers across its attempts, by name; the values are its own business.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    /// The steps that are done.
+    pub(crate) steps: Vec<String>,
+    /// The signals that were sent.
+    pub(crate) signals: Vec<String>,
+}
+
+impl Remembered {
+    pub(crate) fn of(record: &Record) -> Self {
+        let mut remembered = Self::default();
+        for line in memo::lines(&record.memo) {
+            match line {
+                memo::Line::Step { step, .. } => remembered.steps.push(step),
+                memo::Line::Signal { signal, .. } => remembered.signals.push(signal.to_string()),
+            }
+        }
+        remembered
+    }
+}
+
+/// A limit.
+pub(crate) fn limit(limit: &Limit) -> Value {
+    let Rule { rate, concurrency, length, weight, set_by } = &limit.rule;
+    json!({
+        "subject": limit.subject.to_string(),
+        "rate": rate,
+        "concurrency": concurrency,
+        "length": length,
+        "weight": weight,
+        "set_by": set_by,
+    })
+}
+
+/// What is counted at a gate.
+pub(crate) fn gate(view: &GateView) -> Value {
+    json!({
+        "gate": view.gate.to_string(),
+        "running": view.running,
+        "next": view.next,
+        "held_until": view.held_until,
+    })
+}
+
+/// A circuit breaker.
+pub(crate) fn breaker(name: &str, standing: &Standing) -> Value {
+    json!({
+        "name": name,
+        "state": standing.position.as_str(),
+        "until": (!standing.forced).then_some(standing.until),
+        "opened": standing.opened,
+        "forced": standing.forced,
+    })
+}
+
 /// A task.
 pub(crate) fn task(record: &Record, secrets: Secrets) -> Value {
     let envelope = &record.envelope;
@@ -32,6 +90,7 @@ pub(crate) fn task(record: &Record, secrets: Secrets) -> Value {
     if secrets == Secrets::Mask {
         redact::json(&mut headers);
     }
+    let remembered = Remembered::of(record);
     json!({
         "id": envelope.id,
         "name": envelope.name,
@@ -54,6 +113,9 @@ pub(crate) fn task(record: &Record, secrets: Secrets) -> Value {
         "started_at": record.started_at,
         "finished_at": record.finished_at,
         "node": record.node,
+        "waits_for": record.waits_for,
+        "steps": remembered.steps,
+        "signals": remembered.signals,
         "progress": record.progress,
         "cancel_requested": record.cancel_requested,
         "result": record.result.as_ref().map(|json| value_of(json, secrets)),

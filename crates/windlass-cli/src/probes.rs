@@ -53,6 +53,7 @@ struct Known {
     /// What the worker last heard of a store that fails, and since when it does.
     failing: Mutex<Option<(String, Instant)>>,
     looked: tokio::sync::Mutex<Option<Look>>,
+    gates_looked: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// How the store answered when it was asked last.
@@ -104,6 +105,7 @@ impl Probes {
             phase: Mutex::new(None),
             failing: Mutex::new(None),
             looked: tokio::sync::Mutex::new(None),
+            gates_looked: tokio::sync::Mutex::new(None),
         }));
         let bound = listener.local_addr().unwrap_or(address);
         tracing::info!(event = "probes_ready", address = %bound, "probes and metrics are answered");
@@ -132,6 +134,7 @@ impl Probes {
             "/metrics" => {
                 // Old numbers are better than none: that the store fails is a metric too.
                 let _ = self.look().await;
+                self.look_at_gates().await;
                 let mut response = plain(StatusCode::OK, self.0.metrics.encode());
                 response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(METRICS_TYPE));
                 response
@@ -186,6 +189,26 @@ impl Probes {
         let seen = (look.took, look.answer.clone());
         *looked = Some(look);
         seen
+    }
+}
+
+impl Probes {
+    /// Limits and breakers, which only the metrics tell of.
+    async fn look_at_gates(&self) {
+        let Known { backend, metrics, gates_looked, .. } = &*self.0;
+        let mut looked = gates_looked.lock().await;
+        if looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
+            return;
+        }
+        *looked = Some(Instant::now());
+        let asked = async { tokio::join!(backend.limits(), windlass::breaker::list(&**backend)) };
+        let Ok((limits, breakers)) = tokio::time::timeout(PATIENCE, asked).await else { return };
+        if let Ok(limits) = limits {
+            metrics.observe_limits(&limits, SystemClock.now());
+        }
+        if let Ok(breakers) = breakers {
+            metrics.observe_breakers(&breakers);
+        }
     }
 }
 

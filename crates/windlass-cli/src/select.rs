@@ -178,7 +178,7 @@ fn narrowed(mut filter: Filter, verb: &Verb, within: &[State]) -> Result<Filter,
 }
 
 /// How many tasks match, up to [`COUNT_MAX`].
-async fn count(backend: &Arc<dyn Backend>, filter: &Filter) -> Result<u64, Problem> {
+pub(crate) async fn count(backend: &Arc<dyn Backend>, filter: &Filter) -> Result<u64, Problem> {
     let (mut count, mut after) = (0, None);
     loop {
         let listing = backend.list(filter, &Page { after, limit: PAGE_MAX }).await?;

@@ -56,9 +56,18 @@ fn a_worker_answers_probes_and_metrics() {
     let body: Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!((status, &body["status"], &body["checks"][0]["name"]), (200, &"ok".into(), &"store".into()));
     assert_eq!(house.run(&["enqueue", "noop", "--wait=1m"]).code, 0);
+    house.run(&["limit", "set", "queue:mail", "--rate", "10/h burst 5"]);
+    house.run(&["breaker", "open", "payments"]);
     let (status, metrics) = get(&address, "/metrics");
     assert_eq!(status, 200);
-    for line in ["windlass_worker_up 1", "windlass_backend_up 1", "windlass_tasks_finished_total{", "# EOF"] {
+    for line in [
+        "windlass_worker_up 1",
+        "windlass_backend_up 1",
+        "windlass_tasks_finished_total{",
+        r#"windlass_rate_limit_tokens{limiter="queue:mail"} 5"#,
+        r#"windlass_circuit_breaker_state{breaker="payments"} 2"#,
+        "# EOF",
+    ] {
         assert!(metrics.contains(line), "`{line}` is not in {metrics}");
     }
     assert_eq!(get(&address, "/secret").0, 404);

@@ -8,7 +8,7 @@ use support::House;
 type Case = (&'static [&'static str], i32, &'static str);
 
 const CASES: &[Case] = &[
-    (&["workr"], 2, "similar subcommand exists: 'worker'"),
+    (&["workr"], 2, "'worker'"),
     (&["task", "lss"], 2, "some similar subcommands exist: 'list', 'ls'"),
     (&["task", "ls", "--limt", "5"], 2, "'--limit'"),
     (&["task", "ls", "--limit", "0"], 2, "from 1 to 1000"),

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::call::Call;
 use crate::client::Client;
+use crate::event::Event;
 use crate::middleware::{Middleware, Next};
 use crate::note::{Note, NoteAnswer, NoteAsk};
 use crate::retry::Outcome;
@@ -222,7 +223,10 @@ impl Breaker {
             Way::Try => {
                 let trying = Standing { position: Position::HalfOpen, until: now + PROBE, ..standing };
                 match self.write(client, Some(seen), &trying).await {
-                    Ok(true) => Ok(()),
+                    Ok(true) => {
+                        self.tell(client, Position::HalfOpen);
+                        Ok(())
+                    }
                     Ok(false) => Err(now + ASK_AGAIN),
                     Err(_) => Ok(()),
                 }
@@ -237,22 +241,30 @@ impl Breaker {
         let known = self.0.known.lock().clone().and_then(|known| known.note);
         let tried = known.as_ref().filter(|(_, standing)| standing.position == Position::HalfOpen && !standing.forced);
         let changed = match tried {
-            Some((seen, _)) if !failed => self.forget(client, *seen).await.map(|()| true),
+            Some((seen, _)) if !failed => self.forget(client, *seen).await.map(|gone| (gone, Position::Closed)),
             Some((seen, standing)) => {
                 let again = Standing::opened(&self.0.policy, Some(standing), now);
-                self.write(client, Some(*seen), &again).await
+                self.write(client, Some(*seen), &again).await.map(|written| (written, Position::Open))
             }
             None if opens && known.as_ref().is_none_or(|(_, standing)| !standing.forced) => {
-                tracing::warn!(event = "breaker_opened", service = self.0.service, "too many calls failed");
                 let standing = known.as_ref().map(|(_, standing)| standing);
                 let opened = Standing::opened(&self.0.policy, standing, now);
-                self.write(client, known.as_ref().map(|(seen, _)| *seen), &opened).await
+                let seen = known.as_ref().map(|(seen, _)| *seen);
+                self.write(client, seen, &opened).await.map(|written| (written, Position::Open))
             }
-            None => Ok(false),
+            None => return,
         };
-        if let Err(error) = changed {
-            tracing::debug!(service = self.0.service, %error, "what became of a call is not known to others");
+        match changed {
+            Ok((true, to)) => self.tell(client, to),
+            Ok((false, _)) => {}
+            Err(error) => {
+                tracing::debug!(service = self.0.service, %error, "what became of a call is not known to others");
+            }
         }
+    }
+
+    fn tell(&self, client: &Client, to: Position) {
+        client.tell(&Event::BreakerMoved { service: self.0.service.clone(), to });
     }
 
     /// What is known of the breaker, at most [`REFRESH`] old.
@@ -292,13 +304,14 @@ impl Breaker {
         }
     }
 
-    async fn forget(&self, client: &Client, seen: i64) -> Result<(), StoreError> {
+    /// Closes it if it is still what this node saw; answers whether it was.
+    async fn forget(&self, client: &Client, seen: i64) -> Result<bool, StoreError> {
         let ask = NoteAsk::Forget { space: SPACE.to_owned(), key: self.0.service.clone(), seen };
         let answer = client.backend().note(&ask).await?;
         self.0.calls.lock().0.clear();
         let left = if let NoteAnswer::Conflict(note) = &answer { note.as_ref() } else { None };
         self.know(client.now(), left);
-        Ok(())
+        Ok(answer == NoteAnswer::Forgotten)
     }
 }
 
@@ -328,13 +341,25 @@ pub async fn list(backend: &dyn Backend) -> Result<Vec<(String, Standing)>, Stor
 /// # Errors
 /// [`StoreError`].
 pub async fn force(backend: &dyn Backend, service: &str, to: Option<Position>) -> Result<(), StoreError> {
+    put(backend, service, to.map(|position| Standing { position, until: Timestamp::MAX, opened: 0, forced: true }))
+        .await
+}
+
+/// Opens a breaker until this time; then one call is tried, as after any opening. A node whose calls fail meanwhile may
+/// open it for another time.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn open_until(backend: &dyn Backend, service: &str, until: Timestamp) -> Result<(), StoreError> {
+    put(backend, service, Some(Standing { position: Position::Open, until, opened: 1, forced: false })).await
+}
+
+/// Writes how a breaker stands, whatever was written before.
+async fn put(backend: &dyn Backend, service: &str, to: Option<Standing>) -> Result<(), StoreError> {
     let mut seen = None;
     loop {
-        let ask = match (to, seen) {
-            (Some(position), _) => {
-                let standing = Standing { position, until: Timestamp::MAX, opened: 0, forced: true };
-                writing(service, seen, &standing)?
-            }
+        let ask = match (&to, seen) {
+            (Some(standing), _) => writing(service, seen, standing)?,
             (None, Some(seen)) => NoteAsk::Forget { space: SPACE.to_owned(), key: service.to_owned(), seen },
             (None, None) => NoteAsk::Read { space: SPACE.to_owned(), key: service.to_owned() },
         };

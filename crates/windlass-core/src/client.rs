@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::args::InvalidArgs;
 use crate::backend::{Backend, Command, Commanded, Push, Pushed, StoreError, Target, TaskAction, WAIT_MAX};
 use crate::envelope::{Due, Envelope, InvalidEnvelope, OnConflict, PUSH_MAX, Unique, UniqueHold};
+use crate::event::{Event, Listener};
 use crate::middleware::Middleware;
 use crate::retry::Backoff;
 use crate::task::Task;
@@ -45,6 +46,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     middleware: Arc<[Arc<dyn Middleware>]>,
     deadline: Duration,
+    /// Those of the worker that it belongs to; none of a producer's own.
+    listeners: Arc<[Arc<dyn Listener>]>,
 }
 
 impl Client {
@@ -60,7 +63,23 @@ impl Client {
         middleware: Arc<[Arc<dyn Middleware>]>,
         deadline: Duration,
     ) -> Self {
-        Self { inner: Arc::new(Inner { backend, clock, middleware, deadline }) }
+        Self { inner: Arc::new(Inner { backend, clock, middleware, deadline, listeners: Arc::from([]) }) }
+    }
+
+    /// The client of a worker: what happens through it is told to the worker's listeners.
+    pub(crate) fn of_worker(
+        backend: Arc<dyn Backend>,
+        clock: Arc<dyn Clock>,
+        middleware: Arc<[Arc<dyn Middleware>]>,
+        listeners: Arc<[Arc<dyn Listener>]>,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { backend, clock, middleware, deadline: PUSH_DEADLINE, listeners }) }
+    }
+
+    pub(crate) fn tell(&self, event: &Event) {
+        for listener in self.inner.listeners.iter() {
+            listener.on_event(event);
+        }
     }
 
     /// The store behind it, for everything that a client has no words for.

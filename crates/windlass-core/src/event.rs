@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Settlement;
+use crate::breaker::Position;
 use crate::call::Call;
 use crate::state::Verdict;
 use crate::view::NodePhase;
@@ -64,6 +65,13 @@ pub enum Event {
         /// How many.
         count: u64,
     },
+    /// This node has changed how a circuit breaker stands, for all nodes.
+    BreakerMoved {
+        /// Of which service.
+        service: String,
+        /// How it stands now.
+        to: Position,
+    },
     /// Another application that shares the store declares a limit for the same subject: that of the node that starts last
     /// holds.
     LimitContested {
@@ -94,7 +102,7 @@ pub enum Event {
     },
 }
 
-/// Hears of everything. Called on the engine's thread: it must not block.
+/// Hears of everything. Called on the engine's thread, and of breakers on the thread of a handler: it must not block.
 pub trait Listener: Send + Sync {
     /// Something happened.
     fn on_event(&self, event: &Event);
@@ -164,6 +172,15 @@ impl Listener for Log {
             }
             Event::EndedByStore { count } => {
                 tracing::warn!(event = "tasks_ended", count, "tasks ended without a worker: see their reasons");
+            }
+            Event::BreakerMoved { service, to: Position::Open } => {
+                tracing::warn!(event = "breaker_opened", service, "too many calls failed: none passes for a time");
+            }
+            Event::BreakerMoved { service, to: Position::HalfOpen } => {
+                tracing::info!(event = "breaker_tried", service, "one call is tried");
+            }
+            Event::BreakerMoved { service, to: Position::Closed } => {
+                tracing::info!(event = "breaker_closed", service, "the service answers again");
             }
             Event::LimitContested { subject, application } => tracing::warn!(
                 event = "limit_contested",

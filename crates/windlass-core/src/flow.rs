@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::envelope::{Envelope, InvalidEnvelope, Source};
 use crate::error::Failure;
 use crate::state::{DeadReason, Verdict};
-use crate::{GroupId, Json, Timestamp};
+use crate::{GroupId, Json, TaskId, TaskName, Timestamp};
 
 /// The most tasks in one group.
 pub const GROUP_MAX: usize = 10_000;
@@ -30,6 +30,9 @@ pub const STEPS_MAX: usize = 1_000;
 pub const GROUP_DEPTH_MAX: usize = 12;
 /// The arguments of all tasks that one envelope carries along, in bytes.
 pub const FLOW_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The most tasks that a place in a group tells it leads to: every member of the group carries them.
+pub const LEAD_TASKS_MAX: usize = 16;
 
 /// What follows a task.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -47,6 +50,25 @@ pub struct Flow {
     /// it and for others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub joins: Vec<Member>,
+    /// Where those places lead, for people who look at the workflow ([`crate::workflow::view`]). Nothing is decided by it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leads: Vec<Lead>,
+}
+
+/// Where a place in a group leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lead {
+    /// Which group.
+    pub group: GroupId,
+    /// What starts when it is complete, up to [`LEAD_TASKS_MAX`] tasks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<(TaskId, TaskName)>,
+    /// The group whose members start, when they are too many to be named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opens: Option<GroupId>,
+    /// The group that its results arrive at, when nothing starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub into: Option<GroupId>,
 }
 
 /// One step of a workflow.
@@ -229,6 +251,15 @@ pub fn join<'a>(policy: FailurePolicy, outcomes: impl IntoIterator<Item = Result
 }
 
 impl After {
+    /// Where a place in the group leads that this comes after.
+    fn lead_of(&self, group: &GroupId) -> Lead {
+        let few = self.push.len() <= LEAD_TASKS_MAX;
+        let tasks = self.push.iter().filter(|_| few).map(|task| (task.id.clone(), task.name.clone()));
+        let opens = self.groups.first().filter(|_| !few).map(|group| group.id.clone());
+        let into = self.member.as_ref().filter(|_| self.push.is_empty()).map(|member| member.group.clone());
+        Lead { group: group.clone(), tasks: tasks.collect(), opens, into }
+    }
+
     /// What a complete group starts.
     pub fn complete(self, results: Json) -> Follow {
         let nothing_follows = self.push.is_empty();
@@ -277,8 +308,8 @@ pub fn follow(envelope: &Envelope, verdict: &Verdict) -> Follow {
 /// What starting a workflow with a group pushes; `first` carries what follows the group.
 pub fn start_group(group: GroupStep, first: Flow, workflow: &GroupId) -> After {
     let mut steps = vec![Step::Group(Box::new(group))];
-    steps.extend(first.then);
-    after(&steps, &first.otherwise, first.member.as_ref(), workflow)
+    steps.extend(first.then.iter().cloned());
+    after(&steps, &Behind::of(&first), workflow)
 }
 
 fn workflow_of(envelope: &Envelope) -> &GroupId {
@@ -286,8 +317,7 @@ fn workflow_of(envelope: &Envelope) -> &GroupId {
 }
 
 fn continue_with(flow: &Flow, envelope: &Envelope) -> After {
-    let workflow = workflow_of(envelope);
-    after(&flow.then, &flow.otherwise, flow.member.as_ref(), workflow)
+    after(&flow.then, &Behind::of(flow), workflow_of(envelope))
 }
 
 /// A task of a chain that gave up: the steps after it stay in its envelope, for the day it is retried.
@@ -315,9 +345,29 @@ fn part_of(tasks: &[Envelope], workflow: &GroupId) -> Vec<Envelope> {
     tasks.iter().map(part).collect()
 }
 
-fn after(then: &[Step], otherwise: &[Envelope], member: Option<&Member>, workflow: &GroupId) -> After {
+/// What is behind all of the steps after a task.
+struct Behind<'f> {
+    /// When one of them gives up.
+    otherwise: &'f [Envelope],
+    /// Where the last one reports to.
+    member: Option<&'f Member>,
+    /// Where that leads.
+    lead: Option<&'f Lead>,
+}
+
+impl<'f> Behind<'f> {
+    fn of(flow: &'f Flow) -> Self {
+        let member = flow.member.as_ref();
+        let lead = flow.leads.iter().find(|lead| member.is_some_and(|member| lead.group == member.group));
+        Self { otherwise: &flow.otherwise, member, lead }
+    }
+}
+
+fn after(then: &[Step], behind: &Behind<'_>, workflow: &GroupId) -> After {
+    let Behind { otherwise, member, lead } = behind;
+    let member = member.cloned();
     let Some((next, rest)) = then.split_first() else {
-        return After { member: member.cloned(), otherwise: part_of(otherwise, workflow), ..After::default() };
+        return After { member, otherwise: part_of(otherwise, workflow), ..After::default() };
     };
     let step_of = |task: &Envelope, flow: Flow| Envelope {
         flow: (flow != Flow::default()).then(|| Box::new(flow)),
@@ -327,22 +377,26 @@ fn after(then: &[Step], otherwise: &[Envelope], member: Option<&Member>, workflo
     };
     match next {
         Step::Task(task) => {
-            let joins = task.flow.as_deref().map(|flow| flow.joins.clone()).unwrap_or_default();
-            let flow = Flow { then: rest.to_vec(), otherwise: otherwise.to_vec(), member: member.cloned(), joins };
+            let Flow { joins, mut leads, .. } = task.flow.as_deref().cloned().unwrap_or_default();
+            leads.extend(lead.cloned());
+            let flow =
+                Flow { then: rest.to_vec(), otherwise: otherwise.to_vec(), member: member.clone(), joins, leads };
             After {
                 push: vec![step_of(task, flow)],
                 groups: Vec::new(),
-                member: member.cloned(),
+                member,
                 otherwise: part_of(otherwise, workflow),
             }
         }
         Step::Group(group) => {
-            let following = after(rest, otherwise, member, workflow);
+            let following = after(rest, behind, workflow);
             // A group that nobody waits for needs no fan-in.
             let counted = following != After::default();
+            let lead = following.lead_of(&group.id);
             let members = group.tasks.iter().enumerate().map(|(index, task)| {
                 let mut flow = task.flow.as_deref().cloned().unwrap_or_default();
                 flow.member = counted.then(|| Member { group: group.id.clone(), index: index as u32 });
+                flow.leads.extend(counted.then(|| lead.clone()));
                 step_of(task, flow)
             });
             After {
@@ -353,7 +407,7 @@ fn after(then: &[Step], otherwise: &[Envelope], member: Option<&Member>, workflo
                 } else {
                     Vec::new()
                 },
-                member: member.cloned(),
+                member,
                 otherwise: part_of(otherwise, workflow),
             }
         }

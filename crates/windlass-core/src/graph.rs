@@ -6,7 +6,7 @@
 use crate::backend::Push;
 use crate::client::PushError;
 use crate::envelope::{Envelope, InvalidEnvelope, Source};
-use crate::flow::{After, FailurePolicy, Flow, Member, NewGroup};
+use crate::flow::{After, FailurePolicy, Flow, Lead, Member, NewGroup};
 use crate::workflow::{IntoMember, starting, without_expiry};
 use crate::{GroupId, TaskId, Timestamp};
 
@@ -107,21 +107,25 @@ impl Graph {
             .into());
         }
         let id = GroupId::random();
-        let mut joins: Vec<Vec<Member>> = vec![Vec::new(); self.nodes.len()];
+        let mut joins: Vec<(Vec<Member>, Vec<Lead>)> = vec![(Vec::new(), Vec::new()); self.nodes.len()];
         let groups: Vec<Option<GroupId>> = self
             .nodes
             .iter()
             .map(|node| {
                 let group = (!node.after.is_empty()).then(GroupId::random)?;
+                let starts = vec![(node.task.id.clone(), node.task.name.clone())];
+                let lead = Lead { group: group.clone(), tasks: starts, opens: None, into: None };
                 for (index, other) in node.after.iter().enumerate() {
-                    joins[other.0].push(Member { group: group.clone(), index: index as u32 });
+                    let (joins, leads) = &mut joins[other.0];
+                    joins.push(Member { group: group.clone(), index: index as u32 });
+                    leads.push(lead.clone());
                 }
                 Some(group)
             })
             .collect();
         let mut push = Push::default();
-        for ((node, joins), group) in self.nodes.into_iter().zip(joins).zip(groups) {
-            let flow = (!joins.is_empty()).then(|| Box::new(Flow { joins, ..Flow::default() }));
+        for ((node, (joins, leads)), group) in self.nodes.into_iter().zip(joins).zip(groups) {
+            let flow = (!joins.is_empty()).then(|| Box::new(Flow { joins, leads, ..Flow::default() }));
             let task = Envelope { flow, workflow: Some(id.clone()), source: Source::Workflow, ..node.task };
             match group {
                 None => push.envelopes.push(starting(task, now)),

@@ -2,7 +2,7 @@
 //!
 //! Labels are bounded: queues, declared task names, outcomes, reasons. Never ids, arguments or users.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -16,8 +16,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::backend::Settlement;
+use crate::breaker::{Position, Standing};
 use crate::call::Call;
 use crate::event::{Event, Listener};
+use crate::limit::{Gate, Limit, LimitsView, Subject};
 use crate::state::{State, Verdict};
 use crate::view::{Counts, NodePhase};
 use crate::{QueueName, TaskName, Timestamp};
@@ -41,6 +43,8 @@ struct Inner {
     registry: Mutex<Registry>,
     /// The series of each task, so that nothing is allocated or looked up by text when a task ends.
     of_task: Mutex<HashMap<TaskName, Vec<(QueueName, OfTask)>>>,
+    /// Breakers that the store has listed.
+    breakers_seen: Mutex<BTreeSet<String>>,
     finished: Family<Finished, Counter>,
     retries: Family<Reason, Counter>,
     dead: Family<Reason, Counter>,
@@ -59,6 +63,9 @@ struct Inner {
     depth: Family<Depth, Gauge>,
     latency: Family<Queue, Gauge<f64, AtomicU64>>,
     paused: Family<Queue, Gauge>,
+    rate_tokens: Family<Limiter, Gauge>,
+    breaker_state: Family<Breaker, Gauge>,
+    breaker_moves: Family<Move, Counter>,
 }
 
 /// The series that every task that ends adds to.
@@ -111,6 +118,22 @@ struct Queue {
     queue: String,
 }
 
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Limiter {
+    limiter: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Breaker {
+    breaker: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Move {
+    breaker: String,
+    to: &'static str,
+}
+
 fn seconds() -> Histogram {
     Histogram::new(BUCKETS)
 }
@@ -138,8 +161,12 @@ impl Metrics {
             depth: Family::default(),
             latency: Family::default(),
             paused: Family::default(),
+            rate_tokens: Family::default(),
+            breaker_state: Family::default(),
+            breaker_moves: Family::default(),
             registry: Mutex::new(Registry::default()),
             of_task: Mutex::new(HashMap::new()),
+            breakers_seen: Mutex::new(BTreeSet::new()),
         };
         registry.register("tasks_finished", "Tasks that ended, by outcome", inner.finished.clone());
         registry.register("task_retries", "Attempts that failed and run again, by error class", inner.retries.clone());
@@ -166,6 +193,21 @@ impl Metrics {
             inner.latency.clone(),
         );
         registry.register("queue_paused", "1 while a queue is paused", inner.paused.clone());
+        registry.register(
+            "rate_limit_tokens",
+            "Starts that the rate of a queue or task allows now",
+            inner.rate_tokens.clone(),
+        );
+        registry.register(
+            "circuit_breaker_state",
+            "0 closed, 1 half-open, 2 open; of breakers that were ever not closed",
+            inner.breaker_state.clone(),
+        );
+        registry.register(
+            "circuit_breaker_transitions",
+            "Changes of a circuit breaker that this worker made",
+            inner.breaker_moves.clone(),
+        );
         *inner.registry.lock() = registry;
         Self(Arc::new(inner))
     }
@@ -182,6 +224,44 @@ impl Metrics {
             let age = counted.oldest_ready_at.map_or(Duration::ZERO, |oldest| now.since(oldest));
             self.0.latency.get_or_create(&label).set(age.as_secs_f64());
             self.0.paused.get_or_create(&label).set(i64::from(counted.paused));
+        }
+    }
+
+    /// Takes over what the store counts at limits; called before the metrics are read. Only those of queues and tasks:
+    /// keys are tenants and users, which are no labels.
+    pub fn observe_limits(&self, view: &LimitsView, now: Timestamp) {
+        // Those that were removed must not stay.
+        self.0.rate_tokens.clear();
+        for Limit { subject, rule } in &view.limits {
+            let gate = match subject {
+                Subject::Queue(queue) => Gate::Queue(queue.clone()),
+                Subject::Task(task) => Gate::Task(task.clone()),
+                Subject::Key(_) | Subject::KeysOfQueue(_) | Subject::KeysOfTask(_) => continue,
+            };
+            let Some(rate) = rule.rate else { continue };
+            let counted = view.gates.iter().find(|view| view.gate == gate);
+            let held = counted.and_then(|view| view.held_until).is_some_and(|until| until > now);
+            let next = counted.and_then(|view| view.next).unwrap_or(Timestamp::MIN);
+            let tokens = if held { 0 } else { rate.room(next, now) };
+            let label = Limiter { limiter: subject.to_string() };
+            self.0.rate_tokens.get_or_create(&label).set(i64::try_from(tokens).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Takes over how the circuit breakers stand ([`crate::breaker::list`]); called before the metrics are read. A breaker
+    /// that was seen before and is not listed any more is closed.
+    pub fn observe_breakers(&self, breakers: &[(String, Standing)]) {
+        let mut seen = self.0.breakers_seen.lock();
+        seen.extend(breakers.iter().map(|(service, _)| service.clone()));
+        for service in seen.iter() {
+            let listed = breakers.iter().find(|(listed, _)| listed == service);
+            let position = listed.map_or(Position::Closed, |(_, standing)| standing.position);
+            let state = match position {
+                Position::Closed => 0,
+                Position::HalfOpen => 1,
+                Position::Open => 2,
+            };
+            self.0.breaker_state.get_or_create(&Breaker { breaker: service.clone() }).set(state);
         }
     }
 
@@ -281,6 +361,10 @@ impl Listener for Metrics {
                 self.0.stale.get_or_create(&Task::of(call)).inc();
             }
             Event::Stuck(_) | Event::SmallBatches { .. } | Event::LimitContested { .. } => {}
+            Event::BreakerMoved { service, to } => {
+                let label = Move { breaker: service.clone(), to: to.as_str() };
+                self.0.breaker_moves.get_or_create(&label).inc();
+            }
             Event::Phase(phase) => {
                 self.0.up.set(i64::from(*phase == NodePhase::Running));
             }
@@ -311,8 +395,51 @@ impl Listener for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::QueueName;
+    use crate::limit::{GateView, Rate, Rule};
     use crate::view::QueueCounts;
+
+    #[test]
+    fn what_a_rate_allows_now_is_a_gauge_of_queues_and_tasks() {
+        let metrics = Metrics::new();
+        let now = Timestamp::from_secs(1_000);
+        let rule = Rule { rate: Some(Rate::known("10/s burst 5")), ..Rule::default() };
+        let limit = |subject: &str| Limit { subject: subject.parse().unwrap(), rule: rule.clone() };
+        let gate =
+            |gate: &str, held_until, next| GateView { gate: gate.parse().unwrap(), held_until, next, running: None };
+        let due = now + Duration::from_millis(200);
+        let view = LimitsView {
+            limits: ["queue:mail", "queue:held", "task:send", "key:acme", "keys-of-task:send"].map(limit).to_vec(),
+            gates: vec![
+                gate("queue:mail", None, Some(due)),
+                gate("queue:held", Some(due), None),
+                gate("key-of-task:send acme", None, Some(due)),
+            ],
+        };
+        metrics.observe_limits(&view, now);
+        let text = metrics.encode();
+        for line in [r#"{limiter="queue:mail"} 3"#, r#"{limiter="queue:held"} 0"#, r#"{limiter="task:send"} 5"#] {
+            assert!(text.contains(&format!("windlass_rate_limit_tokens{line}")), "{line} is missing in\n{text}");
+        }
+        assert!(!text.contains("acme") && !text.contains("keys-of"), "{text}");
+        metrics.observe_limits(&LimitsView::default(), now);
+        assert!(!metrics.encode().contains("rate_limit_tokens{"), "a limit that was removed has no tokens");
+    }
+
+    #[test]
+    fn a_breaker_that_is_listed_no_more_is_closed() {
+        let metrics = Metrics::new();
+        let standing = |position| Standing { position, until: Timestamp::MAX, opened: 1, forced: false };
+        metrics.observe_breakers(&[
+            ("payments".into(), standing(Position::Open)),
+            ("sms".into(), standing(Position::HalfOpen)),
+        ]);
+        let text = metrics.encode();
+        for line in [r#"{breaker="payments"} 2"#, r#"{breaker="sms"} 1"#] {
+            assert!(text.contains(&format!("windlass_circuit_breaker_state{line}")), "{line} is missing in\n{text}");
+        }
+        metrics.observe_breakers(&[]);
+        assert!(metrics.encode().contains(r#"windlass_circuit_breaker_state{breaker="payments"} 0"#));
+    }
 
     #[test]
     fn counts_of_the_store_become_gauges() {

@@ -1,5 +1,7 @@
 //! How workflows are written down: [`chain`] and [`group`], which become [`flow`](crate::flow) data when they are started.
 
+pub mod view;
+
 use crate::backend::Push;
 use crate::client::PushError;
 use crate::envelope::Envelope;

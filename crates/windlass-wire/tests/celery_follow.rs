@@ -276,10 +276,9 @@ fn a_workflow_of_ours_becomes_a_canvas_of_the_same_meaning() {
         GroupStep { id: TaskId::new("g").unwrap(), policy: FailurePolicy::All, tasks: vec![task("c"), task("d")] };
     let mut first = task("a");
     first.flow = Some(Box::new(Flow {
-        joins: Vec::new(),
         then: vec![Step::Task(Box::new(task("b"))), Step::Group(Box::new(group)), Step::Task(Box::new(task("e")))],
         otherwise: vec![task("oops")],
-        member: None,
+        ..Flow::default()
     }));
     let producer = Producer { broker: Broker::Amqp, now: Timestamp::from_secs(0), origin: "gen1@host", reply_to: None };
     let message = Message::of(&first, &producer).unwrap();

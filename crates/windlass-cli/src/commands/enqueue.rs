@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use windlass::backend::Pushed;
-use windlass::envelope::{Due, Unique};
+use windlass::envelope::{Due, OnConflict, Unique, UniqueHold};
 use windlass::{Clock, Envelope, Key, Priority, QueueName, SystemClock, TaskId, TaskName, Timestamp, UniqueKey};
 
 use super::task::{ended, read_duration, read_priority};
@@ -31,6 +31,7 @@ EXAMPLES
   windlass enqueue http.request --args '{\"url\": \"https://example.org\", \"method\": \"POST\"}' --wait
   windlass enqueue http.request --from urls.ndjson --rate 50/s
   windlass enqueue sleep --arg duration=5s --delay 1h30m --priority 9 --unique nightly
+  windlass enqueue sleep --arg duration=5s --delay 30s --unique report --on-conflict debounce
   generate | windlass enqueue send_mail --from - --queue email -o ndjson")]
 pub(crate) struct Args {
     /// The name of the task
@@ -90,6 +91,13 @@ pub(crate) struct TaskOptions {
     /// The unique key is taken for this long instead, whether or not the first has ended
     #[arg(long, value_name = "DURATION", value_parser = read_duration, requires = "unique")]
     pub(crate) unique_for: Option<Duration>,
+    /// What it does when the unique key is taken: keep leaves the first task as it is; replace gives it these arguments while
+    /// it waits; debounce puts off its start as well
+    #[arg(long, value_name = "ACTION", value_enum, requires = "unique")]
+    pub(crate) on_conflict: Option<Conflict>,
+    /// The unique key is free again when the task is started: one may wait while another runs
+    #[arg(long, requires = "unique", conflicts_with = "unique_for")]
+    pub(crate) until_started: bool,
     /// What it belongs to: a tenant, an order; `-q key:…` finds it by that
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<Key>,
@@ -102,6 +110,27 @@ pub(crate) struct TaskOptions {
     /// Another number of retries than the task's own
     #[arg(long, value_name = "COUNT")]
     pub(crate) retries: Option<u32>,
+}
+
+/// What a second task does while the unique key is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Conflict {
+    /// Nothing: the first stays as it is.
+    Keep,
+    /// The first gets its arguments, headers and priority.
+    Replace,
+    /// And its time: it starts after a quiet time.
+    Debounce,
+}
+
+impl From<Conflict> for OnConflict {
+    fn from(conflict: Conflict) -> Self {
+        match conflict {
+            Conflict::Keep => Self::Keep,
+            Conflict::Replace => Self::Replace,
+            Conflict::Debounce => Self::Debounce,
+        }
+    }
 }
 
 fn read_header(text: &str) -> Result<(String, String), String> {
@@ -130,7 +159,9 @@ impl TaskOptions {
             // As the client does: keys of different tasks never meet.
             let key = UniqueKey::new(format!("{}:{key}", envelope.name))
                 .map_err(|error| Problem::usage(error, "choose a shorter `--unique` key"))?;
-            envelope.unique = Some(Unique { window: self.unique_for, ..Unique::new(key) });
+            let hold = if self.until_started { UniqueHold::Started } else { UniqueHold::Ended };
+            let on_conflict = self.on_conflict.map_or_else(OnConflict::default, Into::into);
+            envelope.unique = Some(Unique { key, window: self.unique_for, hold, on_conflict });
         }
         if let Some(key) = &self.key {
             envelope.key = Some(key.clone());

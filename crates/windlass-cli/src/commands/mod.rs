@@ -1,5 +1,6 @@
 //! One module for each command, and the way from the command line to them.
 
+pub(crate) mod breaker;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod dev;
@@ -7,6 +8,7 @@ pub(crate) mod dlq;
 pub(crate) mod doctor;
 pub(crate) mod enqueue;
 pub(crate) mod health;
+pub(crate) mod limit;
 pub(crate) mod migrate;
 pub(crate) mod node;
 pub(crate) mod queue;
@@ -15,6 +17,7 @@ pub(crate) mod schedule;
 pub(crate) mod task;
 pub(crate) mod transfer;
 pub(crate) mod worker;
+pub(crate) mod workflow;
 
 use std::io::{self, IsTerminal, Write};
 use std::panic::AssertUnwindSafe;
@@ -107,6 +110,9 @@ async fn dispatch(cli: Cli, program: Program) -> Result<ExitCode, Problem> {
         Command::Task(args) => task::run(&quiet_context(global, program)?, args).await,
         Command::Queue(args) => queue::run(&quiet_context(global, program)?, args).await,
         Command::Dlq(args) => dlq::run(&quiet_context(global, program)?, args).await,
+        Command::Workflow(args) => workflow::run(&quiet_context(global, program)?, args).await,
+        Command::Limit(args) => limit::run(&quiet_context(global, program)?, args).await,
+        Command::Breaker(args) => breaker::run(&quiet_context(global, program)?, args).await,
         Command::Schedule(args) => schedule::run(&quiet_context(global, program)?, args).await,
         Command::Node(args) => node::run(&quiet_context(global, program)?, args).await,
         Command::Migrate(args) => migrate::run(&quiet_context(global, program)?, &args).await,

@@ -2,6 +2,7 @@
 
 mod definitions;
 mod show;
+mod signal;
 mod wait;
 
 use windlass::backend::TaskAction;
@@ -15,6 +16,7 @@ use crate::output::{Cell, Column, Listing, Row, Tone};
 use crate::select::{Selection, Verb, change};
 
 pub(crate) use show::show;
+pub(crate) use signal::read_json;
 pub(crate) use wait::{WaitFor, ended, read_duration};
 
 /// Look at tasks and change them
@@ -110,6 +112,12 @@ EXAMPLES
   windlass task now order-1017
   windlass task now -q 'state:scheduled name:send_mail' --yes")]
     Now(Selection),
+    /// Send a signal to a task: one that waits for it goes on, one that does not keeps it
+    #[command(after_help = "\
+EXAMPLES
+  windlass task signal order-1017 approved
+  windlass task signal order-1017 approved '{\"by\": \"ada\"}'")]
+    Signal(signal::Args),
     /// Start no task of these names until they are resumed
     #[command(after_help = "\
 EXAMPLES
@@ -222,6 +230,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
             change(context, selection, &verb("prioritise", "prioritised", TaskAction::Reprioritise(to)), &[]).await
         }
         Command::Now(selection) => change(context, selection, &verb("now", "started", TaskAction::RunNow), &[]).await,
+        Command::Signal(args) => signal::run(context, args).await,
         Command::Pause { names } => {
             let commands = names.into_iter().map(windlass::backend::Command::PauseTask);
             super::queue::switch(context, commands.collect(), "paused").await
@@ -275,6 +284,10 @@ fn detail(context: &Context, record: &windlass::view::Record) -> String {
     match record.state {
         State::Scheduled => {
             let due = record.due_at.map(|due| format!("due {}", context.out.when(due))).unwrap_or_default();
+            let due = match &record.waits_for {
+                Some(signal) => format!("waits for the signal {signal}; {due}"),
+                None => due,
+            };
             failure().map_or(due.clone(), |failure| format!("{due}; {failure}"))
         }
         State::Running => {

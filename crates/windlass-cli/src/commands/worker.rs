@@ -313,10 +313,12 @@ pub(crate) async fn run_node(
         Some(address) => Some(Probes::serve(Arc::clone(&backend), address).await?),
         None => None,
     };
-    let mut worker = Worker::new(backend, registry, settings).listener(event::Log).host(&host());
+    let mut worker = Worker::new(backend, registry, settings).host(&host());
     if let Some(probes) = probes {
         worker = worker.listener(probes);
     }
+    // Behind the probes: who reads in the log that the worker is ready may ask them at once.
+    worker = worker.listener(event::Log);
     if let Some(tether) = tether {
         worker = worker.listener(Arc::clone(&tether)).guard(tether);
     }

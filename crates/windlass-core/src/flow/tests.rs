@@ -82,13 +82,33 @@ fn a_group_inside_of_a_group_reports_to_the_outer_one() {
 }
 
 #[test]
+fn every_place_in_a_group_tells_where_it_leads() {
+    let leads = |task: &Envelope| task.flow.as_deref().map(|flow| flow.leads.clone()).unwrap_or_default();
+    let body = task("body");
+    let members = chain(vec![group(FailurePolicy::All, &["b", "c"]), Step::Task(Box::new(body.clone()))]);
+    let started = follow(&members, &ok("0"));
+    let lead = Lead { group: started.groups[0].id.clone(), tasks: vec![(body.id, body.name)], opens: None, into: None };
+    assert!(started.push.iter().all(|task| leads(task) == [lead.clone()]));
+
+    let inner = chain(vec![Step::Task(Box::new(task("x"))), group(FailurePolicy::All, &["y", "z"])]);
+    let outer = GroupStep { id: GroupId::random(), policy: FailurePolicy::All, tasks: vec![inner, task("b")] };
+    let started = follow(&chain(vec![Step::Group(Box::new(outer)), Step::Task(Box::new(task("end")))]), &ok("0"));
+    let of_outer = leads(&started.push[0]);
+    let x = follow(&started.push[0], &ok("1")).push.remove(0);
+    assert_eq!(leads(&x), of_outer, "it is handed on to the steps of a member");
+    let inner = follow(&x, &ok("2"));
+    let lead = &leads(&inner.push[0])[0];
+    assert_eq!((&lead.into, lead.tasks.len()), (&Some(of_outer[0].group.clone()), 0));
+}
+
+#[test]
 fn a_step_that_gives_up_starts_the_error_handlers_and_fails_its_group() {
     let member = Member { group: GroupId::random(), index: 0 };
     let flow = Flow {
-        joins: Vec::new(),
         then: vec![Step::Task(Box::new(task("b")))],
         otherwise: vec![task("mend")],
         member: Some(member.clone()),
+        ..Flow::default()
     };
     let first = Envelope { flow: Some(Box::new(flow)), ..task("a") };
     let follow = follow(&first, &dead());

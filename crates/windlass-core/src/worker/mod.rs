@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
 use crate::call::Surroundings;
-use crate::client::{Client, PUSH_DEADLINE};
+use crate::client::Client;
 use crate::event::{Event as Told, Listener};
 use crate::limit::declare::Declaring;
 use crate::registry::Registry;
@@ -218,11 +218,12 @@ impl Worker {
     }
 
     async fn run_on(self, handlers: Handle, shutdown: Shutdown) -> Ended {
-        let client = Client::with(
+        let listeners: Arc<[Arc<dyn Listener>]> = self.listeners.into();
+        let client = Client::of_worker(
             Arc::clone(&self.backend),
             Arc::clone(&self.clock),
             Arc::clone(self.registry.middleware()),
-            PUSH_DEADLINE,
+            Arc::clone(&listeners),
         );
         let node = self.settings.node.clone();
         let lease = self.settings.lease;
@@ -241,7 +242,6 @@ impl Worker {
             failed: 0,
             phase: NodePhase::Running,
         };
-        let listeners: Arc<[Arc<dyn Listener>]> = self.listeners.into();
         // Before the first claim: a limit that is not there yet would let tasks pass.
         let declaring = Declaring {
             backend: Arc::clone(&self.backend),

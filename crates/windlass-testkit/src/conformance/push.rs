@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use windlass_core::backend::{Push, Pushed, TaskAction};
 use windlass_core::envelope::PUSH_MAX;
-use windlass_core::flow::{After, FailurePolicy, Flow, GROUP_MAX, Member, NewGroup, Step};
-use windlass_core::{Args, Backoff, Due, Envelope, Feed, Key, Priority, Source, State, TaskId};
+use windlass_core::flow::{After, FailurePolicy, Flow, GROUP_MAX, Lead, Member, NewGroup, Step};
+use windlass_core::{Args, Backoff, Due, Envelope, Feed, Key, Priority, Source, State, TaskId, TaskName};
 
 use super::harness::{Harness, START, answer, is_rejected};
 use super::make::{delayed, demand, json, ok, secs, task, tasks};
@@ -69,7 +69,13 @@ fn with_every_option() -> Envelope {
             then,
             otherwise: vec![task("mend")],
             member: Some(member.clone()),
-            joins: vec![member],
+            joins: vec![member.clone()],
+            leads: vec![Lead {
+                group: member.group,
+                tasks: vec![(TaskId::random(), TaskName::known("next"))],
+                opens: Some(TaskId::random()),
+                into: Some(TaskId::random()),
+            }],
         })),
         workflow: Some(TaskId::random()),
         source: Source::Workflow,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use windlass::breaker::{self, Breaker, Position};
+use windlass::metrics::Metrics;
 use windlass::prelude::*;
 use windlass::{State, TaskId, TaskName};
 
@@ -114,6 +115,45 @@ async fn an_operator_forces_a_breaker_open_and_gives_it_back() {
     breaker::force(&*rig.backend, "payments", None).await.expect("given back");
     rig.until(&ids[0], State::Succeeded).await;
     assert!(breaker::list(&*rig.backend).await.expect("listed").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_that_an_operator_opens_for_a_time_is_tried_after_it() {
+    let (rig, service) = (Rig::new().await, Service::down());
+    service.up.store(true, Ordering::Relaxed);
+    let until = rig.client.now() + 5 * MINUTE;
+    breaker::open_until(&*rig.backend, "payments", until).await.expect("opened");
+    let _worker = worker(&rig, "w1", &service).await;
+    let ids = push(&rig, 1).await;
+    let record = rig.until(&ids[0], State::Succeeded).await;
+    let waited = record.finished_at.expect("it has ended").since(record.enqueued_at);
+    assert!(waited >= 5 * MINUTE && waited < 6 * MINUTE, "{waited:?}");
+    assert_eq!((record.attempt, position(&rig).await), (1, Position::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_change_that_a_worker_makes_of_a_breaker_is_counted() {
+    let (rig, service) = (Rig::new().await, Service::down());
+    let metrics = Metrics::new();
+    let registry = App::new("test").with_state(Arc::clone(&service)).task(visit).build().await.expect("an application");
+    let worker = Worker::new(rig.backend.clone(), registry, Settings::new(NodeId::known("w1")))
+        .clock(Arc::new(rig.clock.clone()))
+        .listener(metrics.clone());
+    let shutdown = Shutdown::new();
+    let ended = tokio::spawn(worker.run(shutdown.clone()));
+    let ids = push(&rig, 10).await;
+    until_position(&rig, Position::Open).await;
+    service.up.store(true, Ordering::Relaxed);
+    for id in &ids {
+        rig.until(id, State::Succeeded).await;
+    }
+    shutdown.begin(ShutdownStep::Graceful);
+    ended.await.expect("it ends");
+    let text = metrics.encode();
+    for to in ["open", "half_open", "closed"] {
+        let line = format!("windlass_circuit_breaker_transitions_total{{breaker=\"payments\",to=\"{to}\"}} 1");
+        assert!(text.contains(&line), "{line} is missing in\n{text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -68,6 +68,7 @@ pub(super) fn describe(out: &Out, record: &Record, secrets: Secrets) -> String {
         None => Vec::new(),
     };
     let text_of = |text: Option<String>| text.unwrap_or_default();
+    let remembered = json::Remembered::of(record);
     let mut text = out.fields(&[
         ("id", envelope.id.to_string()),
         ("name", out.tone(envelope.name.as_str(), Tone::Strong)),
@@ -78,6 +79,9 @@ pub(super) fn describe(out: &Out, record: &Record, secrets: Secrets) -> String {
         ("queue", envelope.queue.to_string()),
         ("priority", envelope.priority.level().to_string()),
         ("attempt", record.attempt.to_string()),
+        ("waits for", text_of(record.waits_for.as_ref().map(|signal| format!("the signal {signal}")))),
+        ("steps", remembered.steps.iter().map(|step| lines(step)).collect::<Vec<_>>().join("\n")),
+        ("signals", remembered.signals.join("\n")),
         ("crashes", if record.crashes > 0 { record.crashes.to_string() } else { String::new() }),
         ("cancelling", if record.cancel_requested { "asked for".to_owned() } else { String::new() }),
         ("enqueued", time(Some(record.enqueued_at))),
@@ -184,9 +188,20 @@ mod tests {
     #[test]
     fn the_json_of_a_task_always_has_every_key() {
         let json = json::task(&record(), Secrets::Mask);
-        for key in
-            ["id", "state", "arguments", "positional", "result", "failure", "history", "due_at", "progress", "key"]
-        {
+        for key in [
+            "id",
+            "state",
+            "arguments",
+            "positional",
+            "result",
+            "failure",
+            "history",
+            "due_at",
+            "progress",
+            "key",
+            "waits_for",
+            "steps",
+        ] {
             assert!(json.get(key).is_some(), "{key}");
         }
         assert_eq!(json["reason"], "attempts_used_up");
