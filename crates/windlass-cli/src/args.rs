@@ -129,6 +129,7 @@ pub(crate) enum Command {
     Node(commands::node::Args),
     Migrate(commands::migrate::Args),
     Transfer(commands::transfer::Args),
+    Outbox(commands::outbox::Args),
     Health(commands::health::Args),
     Doctor(commands::doctor::Args),
     Config(commands::config::Args),

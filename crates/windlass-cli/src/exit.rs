@@ -183,6 +183,7 @@ impl From<ConnectError> for Problem {
                 &error,
                 "write it as in `sqlite:windlass.db`, `redis://host:6379/0` or `postgres://user@host/database`",
             ),
+            ConnectError::NoOutbox(_) => Self::usage(&error, "name the database of the application"),
             ConnectError::Store(error) => {
                 let problem = Self::from(error);
                 // At this point nothing is known but that the store cannot be opened.

@@ -68,6 +68,17 @@ impl Signals {
         }
     }
 
+    /// Waits until the process is told to stop; for ever when it cannot be told.
+    pub(crate) async fn stopped(self) {
+        match self.0 {
+            Some(mut kinds) => {
+                kinds.stopped().await;
+                tracing::info!(event = "signal", "told to stop");
+            }
+            None => std::future::pending().await,
+        }
+    }
+
     /// Heeds them until the process ends.
     pub(crate) fn heed(self, backend: Arc<dyn Backend>, node: NodeId, shutdown: Shutdown) -> Stops {
         let stops = Stops::default();

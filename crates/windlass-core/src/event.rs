@@ -8,7 +8,7 @@ use crate::breaker::Position;
 use crate::call::Call;
 use crate::state::Verdict;
 use crate::view::NodePhase;
-use crate::{ScheduleId, StoreError, TaskId, TaskName, Timestamp};
+use crate::{QueueName, ScheduleId, StoreError, TaskId, TaskName, Timestamp};
 
 /// Something that happened.
 #[derive(Debug)]
@@ -99,6 +99,29 @@ pub enum Event {
         count: u64,
         /// Why.
         why: &'static str,
+    },
+    /// A relay has moved rows of an outbox into the store.
+    Relayed {
+        /// How many.
+        moved: u64,
+        /// Of these, how many the store had already.
+        known: u64,
+        /// The age of the oldest one.
+        oldest: Duration,
+    },
+    /// A relay has set a row of an outbox aside: the store will never take it.
+    RelayRefused {
+        /// Its place.
+        place: i64,
+        /// Why.
+        why: String,
+    },
+    /// The rows of a queue wait in an outbox, because the queue is full.
+    RelayWaits {
+        /// Which.
+        queue: QueueName,
+        /// How many tasks may wait in it.
+        limit: u64,
     },
 }
 
@@ -198,6 +221,21 @@ impl Listener for Log {
             ),
             Event::ScheduleMissed { schedule, count, why } => {
                 tracing::warn!(event = "schedule_missed", schedule_id = %schedule, count, why, "slots left out");
+            }
+            Event::Relayed { moved, known, oldest } => {
+                tracing::debug!(
+                    event = "relay_moved",
+                    moved,
+                    known,
+                    oldest_ms = oldest.as_millis() as u64,
+                    "rows moved"
+                );
+            }
+            Event::RelayRefused { place, why } => {
+                tracing::error!(event = "relay_refused", place, error = %why, "row of the outbox set aside");
+            }
+            Event::RelayWaits { queue, limit } => {
+                tracing::warn!(event = "relay_waits", queue = %queue, limit, "queue full: its rows wait in the outbox");
             }
         }
     }

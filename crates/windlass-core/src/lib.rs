@@ -29,6 +29,7 @@ pub mod middleware;
 pub mod names;
 pub mod note;
 pub mod once;
+pub mod outbox;
 pub mod redact;
 pub mod registry;
 pub mod retry;

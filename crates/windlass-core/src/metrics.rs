@@ -60,6 +60,9 @@ struct Inner {
     schedule_fired: Family<Schedule, Counter>,
     schedule_missed: Family<Schedule, Counter>,
     schedule_lag: Family<Schedule, Gauge<f64, AtomicU64>>,
+    relay_moved: Counter,
+    relay_refused: Counter,
+    relay_lag: Gauge<f64, AtomicU64>,
     depth: Family<Depth, Gauge>,
     latency: Family<Queue, Gauge<f64, AtomicU64>>,
     paused: Family<Queue, Gauge>,
@@ -158,6 +161,9 @@ impl Metrics {
             schedule_fired: Family::default(),
             schedule_missed: Family::default(),
             schedule_lag: Family::default(),
+            relay_moved: Counter::default(),
+            relay_refused: Counter::default(),
+            relay_lag: Gauge::default(),
             depth: Family::default(),
             latency: Family::default(),
             paused: Family::default(),
@@ -185,6 +191,10 @@ impl Metrics {
         registry.register("schedule_missed", "Slots that were left out by policy", inner.schedule_missed.clone());
         let lag = inner.schedule_lag.clone();
         registry.register_with_unit("schedule_lag", "How late the last slot was pushed", Unit::Seconds, lag);
+        registry.register("relay_moved", "Rows moved from an outbox", inner.relay_moved.clone());
+        registry.register("relay_refused", "Rows of an outbox that were set aside", inner.relay_refused.clone());
+        let lag = inner.relay_lag.clone();
+        registry.register_with_unit("relay_lag", "Age of the oldest row moved last", Unit::Seconds, lag);
         registry.register("queue_depth", "Tasks by state", inner.depth.clone());
         registry.register_with_unit(
             "queue_latency",
@@ -388,6 +398,14 @@ impl Listener for Metrics {
                 let label = Schedule { schedule: schedule.to_string() };
                 self.0.schedule_missed.get_or_create(&label).inc_by(*count);
             }
+            Event::Relayed { moved, oldest, .. } => {
+                self.0.relay_moved.inc_by(*moved);
+                self.0.relay_lag.set(oldest.as_secs_f64());
+            }
+            Event::RelayRefused { .. } => {
+                self.0.relay_refused.inc();
+            }
+            Event::RelayWaits { .. } => {}
         }
     }
 }

@@ -10,7 +10,7 @@
 //! transaction is; `offer`, `push`, `claim`, `settle`, `flow`, `command`, `tick`, `retention`, `fleet`, `schedules`, `limits`, `notes`, `transfer`
 //! one verb each; `turns`, `ring` claims past gates and in the turns of keys; `read`, `listing`, `info` what people see; `wake`,
 //! `listen` waiting; `errors` what PostgreSQL's errors mean. `join` pushes and completes within a transaction of the application's
-//! own; the function `windlass.enqueue` of the schema pushes for every language.
+//! own; the function `windlass.enqueue` of the schema pushes for every language. [`outbox`] is for tasks that go to another store.
 //!
 //! # What holds
 //!
@@ -72,6 +72,7 @@ mod listing;
 mod notes;
 mod offer;
 mod open;
+pub mod outbox;
 mod push;
 mod read;
 mod retention;

@@ -9,7 +9,7 @@
 //! Where to look: `schema` tables and migrations; `open` the path and the threads; `writer`, `tx`, `statements` what a transaction is;
 //! `push`, `claim`, `adopt`, `settle`, `flow`, `command`, `tick`, `fleet`, `schedules`, `notes`, `transfer` one verb each; `line`, `turns`,
 //! `limits` which tasks a claim may take; `read`, `listing`, `info` what people see; `join` pushes and completes in a transaction
-//! of yours; `wake` waiting, `log_watch` what the kernel tells of others; `file` the file under us; `errors` what SQLite's errors mean.
+//! of yours; [`outbox`] is for tasks that go to another store; `wake` waiting, `log_watch` what the kernel tells of others; `file` the file under us; `errors` what SQLite's errors mean.
 //!
 //! # What was measured
 //!
@@ -49,6 +49,7 @@ mod listing;
 mod log_watch;
 mod notes;
 mod open;
+pub mod outbox;
 mod push;
 mod read;
 mod receipt;

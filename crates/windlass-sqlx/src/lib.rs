@@ -3,7 +3,7 @@
 //! What is enqueued is there when the transaction commits and never was when it rolls back; workers hear of it with the commit.
 //! A task that is completed has succeeded together with the effects that its handler has written in the same transaction, or
 //! neither has happened. The tables are those of the store `windlass-postgres`, which made them when it was opened for the first
-//! time. Nothing but `sqlx-core` and `sqlx-postgres` 0.9 is needed, so that an application gets no further driver; they need
+//! time; [`outbox`] has one of its own, for tasks that go to another store. Nothing but `sqlx-core` and `sqlx-postgres` 0.9 is needed, so that an application gets no further driver; they need
 //! Rust 1.94.
 //!
 //! ```no_run
@@ -23,6 +23,7 @@
 //! ```
 
 mod complete;
+pub mod outbox;
 mod push;
 
 pub use complete::{CompleteInError, complete_in};

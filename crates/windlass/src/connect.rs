@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use windlass_core::outbox::Outbox;
 use windlass_core::view::Retention;
 use windlass_core::{Backend, Clock, StoreError, SystemClock, redact};
 
@@ -39,6 +40,26 @@ pub async fn connect_with(location: &Location, options: ConnectOptions) -> Resul
         Location::Postgres(url) => postgres(url, options).await,
         #[cfg(not(feature = "postgres"))]
         Location::Postgres(url) => Err(not_built(url, "PostgreSQL", "postgres")),
+    }
+}
+
+/// The outbox of an application, for a [`Relay`](windlass_core::outbox::Relay): the table `windlass_outbox` in the SQLite file or
+/// the PostgreSQL database with this URL. In PostgreSQL it is found by the `search_path`:
+/// `postgres://host/shop?options=-csearch_path%3Dshop`.
+///
+/// # Errors
+/// [`ConnectError`]; [`ConnectError::NoOutbox`] when the URL names a place that has no transactions of applications.
+pub async fn connect_outbox(url: &str) -> Result<Arc<dyn Outbox>, ConnectError> {
+    match url.parse()? {
+        #[cfg(feature = "sqlite")]
+        Location::Sqlite(path) => {
+            let opened = tokio::task::spawn_blocking(move || windlass_sqlite::outbox::SqliteOutbox::open(path)).await;
+            let opened = opened.map_err(|error| StoreError::Broken(format!("the outbox cannot be opened: {error}")))?;
+            Ok(Arc::new(opened?))
+        }
+        #[cfg(feature = "postgres")]
+        Location::Postgres(url) => Ok(Arc::new(windlass_postgres::outbox::PostgresOutbox::at(url.secret())?)),
+        other => Err(ConnectError::NoOutbox(other.to_string())),
     }
 }
 
@@ -209,6 +230,11 @@ pub enum ConnectError {
     /// A SQLite URL without a file.
     #[error("`sqlite:` needs the path of a file, such as sqlite:tasks.db")]
     NoPath,
+    /// No outbox can be there, or this build cannot read it.
+    #[error(
+        "there is no outbox in `{0}`: it is a table in a SQLite file or a PostgreSQL database (features `sqlite`, `postgres`)"
+    )]
+    NoOutbox(String),
     /// The store is there but cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),

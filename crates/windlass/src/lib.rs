@@ -40,7 +40,8 @@
 mod connect;
 
 pub use connect::{
-    ConnectError, ConnectOptions, Location, NetworkFiles, Pending, ServerUrl, connect, connect_with, pending,
+    ConnectError, ConnectOptions, Location, NetworkFiles, Pending, ServerUrl, connect, connect_outbox, connect_with,
+    pending,
 };
 pub use windlass_core::*;
 

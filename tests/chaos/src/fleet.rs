@@ -30,6 +30,8 @@ pub struct Fleet {
     folder: tempfile::TempDir,
     slots: usize,
     started: u32,
+    /// The database from which relays move.
+    outbox: Option<String>,
 }
 
 /// A worker process; it is killed when this value goes.
@@ -48,7 +50,7 @@ impl Fleet {
         let folder = tempfile::Builder::new().prefix("windlass-chaos-").tempdir()?;
         std::fs::create_dir(folder.path().join("ledger"))?;
         std::fs::write(folder.path().join("windlass.toml"), "# Nothing but what the command line says.\n")?;
-        Ok(Self { program: program.to_owned(), url: url.to_owned(), folder, slots, started: 0 })
+        Ok(Self { program: program.to_owned(), url: url.to_owned(), folder, slots, started: 0, outbox: None })
     }
 
     /// The folder of the ledger.
@@ -73,6 +75,15 @@ impl Fleet {
         self.start(&["scheduler"])
     }
 
+    /// Starts a relay from the outbox of a database; the program takes no arguments.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn relay(&mut self, from: &str) -> Result<Worker> {
+        self.outbox = Some(from.to_owned());
+        self.start(&[])
+    }
+
     fn start(&mut self, arguments: &[&str]) -> Result<Worker> {
         self.started += 1;
         let name = format!("w{}", self.started);
@@ -90,6 +101,7 @@ impl Fleet {
             .env("WINDLASS_RETENTION__FINISHED_MAX", "10000000")
             .env("WINDLASS_RETENTION__FINISHED", "1d")
             .env(LEDGER, self.ledger())
+            .envs(self.outbox.iter().map(|from| ("WINDLASS_OUTBOX", from)))
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)

@@ -8,8 +8,8 @@
 //! | `bank/` | accounts in the database of the store, and transfers that are committed with their task |
 //! | `storm.rs` | the run: tasks, random faults, and the comparison at the end |
 //!
-//! The program `chaos-worker` is a worker with tasks that write into the ledger, `chaos-bank` one that makes transfers. The tests in `tests/` are small runs
-//! that are always made; `WINDLASS_CHAOS_TASKS` and `WINDLASS_CHAOS_SEED` make large ones, and repeat one.
+//! The program `chaos-worker` is a worker with tasks that write into the ledger, `chaos-bank` one that makes transfers,
+//! `chaos-relay` moves tasks out of an outbox. The tests in `tests/` are small runs that are always made; `WINDLASS_CHAOS_TASKS` and `WINDLASS_CHAOS_SEED` make large ones, and repeat one.
 
 mod bank;
 mod fleet;

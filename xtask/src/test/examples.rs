@@ -1,7 +1,7 @@
 //! Examples do what they promise: each is run, and its output compared with `examples/expected/NAME.txt`.
 //!
 //! An expected line may hold `*` for any run of characters: an id, a duration. Each example runs in an empty temporary
-//! folder, so it leaves nothing in the checkout and needs nothing from it.
+//! folder, so it leaves nothing in the checkout and needs nothing from it. `DATABASE_URL` names a PostgreSQL of the run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,11 +48,11 @@ pub(super) fn find(root: &Path, metadata: &Metadata) -> Result<Vec<Example>> {
 }
 
 impl Example {
-    /// Runs the example and compares what it prints.
+    /// Runs the example and compares what it prints. It may use this PostgreSQL.
     ///
     /// # Errors
     /// When it fails, hangs, prints something else, or has no expected output.
-    pub(super) fn check(&self, programs: &Programs) -> Result<()> {
+    pub(super) fn check(&self, programs: &Programs, postgres: &str) -> Result<()> {
         let name = &self.name;
         let Ok(expected) = std::fs::read_to_string(&self.expected) else {
             bail!(
@@ -63,7 +63,7 @@ impl Example {
         let program = programs.find("example", name).context("was not built: which feature does it need?")?;
         let folder = tempfile::tempdir().context("cannot make a temporary folder: is the disk full?")?;
         let mut command = Command::new(program);
-        command.current_dir(folder.path());
+        command.current_dir(folder.path()).env("DATABASE_URL", postgres);
         let finished = process::run(command, LIMIT, Echo::Nothing)?;
         if !finished.success() {
             print!("{}{}", finished.stdout, finished.stderr);
@@ -146,7 +146,7 @@ mod tests {
     fn an_example_without_expected_output_fails() {
         let example = Example { name: "hello".to_owned(), expected: PathBuf::from("/nowhere/hello.txt") };
         assert!(
-            example.check(&Programs::default()).expect_err("missing").to_string().starts_with("no expected output")
+            example.check(&Programs::default(), "").expect_err("missing").to_string().starts_with("no expected output")
         );
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+use windlass_servers::POSTGRES_URL;
 
 use super::totals::Totals;
 use super::{Outcome, TestsFailed, examples, must_succeed};
@@ -227,9 +228,12 @@ fn run_examples(context: &Context<'_>) -> Result<Outcome> {
         return Ok(Outcome::Nothing("no crate has examples".to_owned()));
     }
     let programs = context.programs()?;
+    // They end when this function does.
+    let servers = Servers::start()?;
+    let postgres = servers.variables().get(POSTGRES_URL).context("a PostgreSQL was started")?;
     let mut totals = Totals::default();
     for example in &examples {
-        match example.check(programs) {
+        match example.check(programs, postgres) {
             Ok(()) => {
                 println!("  {}: as expected", example.name);
                 totals.passed += 1;

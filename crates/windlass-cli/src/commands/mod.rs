@@ -11,6 +11,7 @@ pub(crate) mod health;
 pub(crate) mod limit;
 pub(crate) mod migrate;
 pub(crate) mod node;
+pub(crate) mod outbox;
 pub(crate) mod queue;
 pub(crate) mod run;
 pub(crate) mod schedule;
@@ -117,6 +118,7 @@ async fn dispatch(cli: Cli, program: Program) -> Result<ExitCode, Problem> {
         Command::Node(args) => node::run(&quiet_context(global, program)?, args).await,
         Command::Migrate(args) => migrate::run(&quiet_context(global, program)?, &args).await,
         Command::Transfer(args) => transfer::run(&quiet_context(global, program)?, &args).await,
+        Command::Outbox(args) => outbox::run(&quiet_context(global, program)?, args).await,
         Command::Health(args) => health::run(&quiet_context(global, program)?, &args).await,
     };
     outcome.map(Into::into)

@@ -20,7 +20,7 @@ pub(crate) async fn connection() -> PgConnection {
 
 /// A store in a schema of its own, and the schema; the test drops it with [`forget`].
 pub(crate) async fn store() -> (PostgresStore, String) {
-    let schema = format!("t_{}", uuid::Uuid::now_v7().simple());
+    let schema = new_schema();
     let joint = if server().contains('?') { '&' } else { '?' };
     let url = format!("{}{joint}schema={schema}&connections=1", server());
     (PostgresStore::connect(&url, Options::default()).await.expect("a new schema"), schema)
@@ -29,4 +29,14 @@ pub(crate) async fn store() -> (PostgresStore, String) {
 pub(crate) async fn forget(schema: &str) {
     let sql = AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"));
     query(sql).execute(&mut connection().await).await.expect("the schema is dropped");
+}
+
+pub(crate) fn new_schema() -> String {
+    format!("t_{}", uuid::Uuid::now_v7().simple())
+}
+
+/// The URL of an outbox in a schema.
+pub(crate) fn outbox_url(schema: &str) -> String {
+    let joint = if server().contains('?') { '&' } else { '?' };
+    format!("{}{joint}options=-csearch_path%3D{schema}", server())
 }
