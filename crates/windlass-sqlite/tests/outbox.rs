@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::oneshot;
+use windlass_core::adoption::{Adopting, Adoption};
 use windlass_core::backend::{
     Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
     Settled, Settlement, StoreError, Ticked,
@@ -240,6 +241,7 @@ macro_rules! not_asked {
 }
 
 not_asked! {
+    adopt(adoption: &Adoption) -> Adopting;
     claim(demand: &Demand) -> Vec<Claim>;
     renew(renewals: &[Renewal], lease: Duration) -> Vec<Renewed>;
     settle(settled: &[Settled]) -> Vec<Settlement>;
