@@ -59,30 +59,44 @@ enum Work {
     Plain,
     /// The queue has a rate and a concurrency that are never reached.
     Limited,
-    /// Tasks of ten keys.
+    /// Tasks of fifty keys.
     Keyed,
+    /// The same, and each key has a rate and a concurrency that are never reached.
+    KeysLimited,
 }
+
+const WORKS: [Work; 4] = [Work::Plain, Work::Limited, Work::Keyed, Work::KeysLimited];
+const KEYS: usize = 50;
 
 /// Limits that do not bind, and keys, against a queue without them.
 async fn gates(tasks: usize) {
-    println!("{:>6} {:>6} {:>26} {:>26} {:>26}", "batch", "lanes", "plain", "limited", "keyed");
-    for batch in [10, 100, 500] {
-        for lanes in [1, 2, 4] {
-            let mut rates = [Vec::new(), Vec::new(), Vec::new()];
-            for _ in 0..ROUNDS {
-                for (rates, work) in rates.iter_mut().zip([Work::Plain, Work::Limited, Work::Keyed]) {
+    println!("{:>6} {:>6} {:>22} {:>22} {:>22} {:>22}", "batch", "lanes", "plain", "limited", "keyed", "keys limited");
+    for batch in numbers("BATCHES", &[10, 100, 500]) {
+        for lanes in numbers("LANES", &[1, 2, 4]) {
+            let mut rates = WORKS.map(|_| Vec::new());
+            let tasks = tasks.min(batch * numbers("CLAIMS", &[400])[0]);
+            for _ in 0..numbers("ROUNDS", &[ROUNDS])[0] {
+                for (rates, work) in rates.iter_mut().zip(WORKS) {
                     rates.push(store(tasks, batch, lanes, work).await);
                 }
             }
-            let [plain, limited, keyed] = rates.each_mut().map(|rates| median(rates));
-            let [plain_shown, limited_shown, keyed_shown] = rates.each_ref().map(|rates| shown(rates));
+            let [plain, limited, keyed, keys_limited] = rates.each_mut().map(|rates| median(rates));
+            let shown: Vec<String> = rates.iter().map(|rates| format!("{:>22}", shown(rates))).collect();
             println!(
-                "{batch:>6} {lanes:>6} {plain_shown:>26} {limited_shown:>26} {keyed_shown:>26}   {:.0}% {:.0}%",
+                "{batch:>6} {lanes:>6} {}   limited {:.0}%, keyed {:.0}%, keys limited {:.0}% of keyed",
+                shown.join(" "),
                 100.0 * limited / plain,
-                100.0 * keyed / plain
+                100.0 * keyed / plain,
+                100.0 * keys_limited / keyed,
             );
         }
     }
+}
+
+/// Numbers from the environment, as in `LANES=1,2,4`.
+fn numbers(name: &str, usual: &[usize]) -> Vec<usize> {
+    let given = std::env::var(name).ok();
+    given.map_or(usual.to_vec(), |text| text.split(',').map(|part| part.parse().expect("a number")).collect())
 }
 
 fn median(rates: &mut [f64]) -> f64 {
@@ -144,15 +158,21 @@ fn settled(claims: &[Claim]) -> Vec<Settled> {
 /// Each lane settles its last batch and claims the next at the same time, as a worker does.
 async fn store(tasks: usize, batch: usize, lanes: usize, work: Work) -> f64 {
     let store = Arc::new(open("bench_store", lanes).await);
-    if let Work::Limited = work {
-        let rule = Rule { concurrency: Some(1_000_000), ..Rule::default() };
+    let about = match work {
+        Work::Plain | Work::Keyed => None,
+        Work::Limited => Some(Subject::Queue(QueueName::default())),
+        Work::KeysLimited => Some(Subject::KeysOfQueue(QueueName::default())),
+    };
+    if let Some(subject) = about {
         let rate = Some(Rate { burst: 1_000_000, ..Rate::new(1_000_000, Duration::from_secs(1)) });
-        let limit = Limit { subject: Subject::Queue(QueueName::default()), rule: Rule { rate, ..rule } };
-        store.limit(&LimitChange::Set(limit)).await.expect("a limit");
+        let rule = Rule { concurrency: Some(1_000_000), rate, ..Rule::default() };
+        store.limit(&LimitChange::Set(Limit { subject, rule })).await.expect("a limit");
     }
     let task_of = |number: usize| match work {
         Work::Plain | Work::Limited => task(),
-        Work::Keyed => Envelope { key: Some(Key::known(&format!("key {}", number % 10))), ..task() },
+        Work::Keyed | Work::KeysLimited => {
+            Envelope { key: Some(Key::known(&format!("key {}", number % KEYS))), ..task() }
+        }
     };
     for _ in 0..tasks / 1_000 {
         let push = Push { envelopes: (0..1_000).map(task_of).collect(), groups: Vec::new() };

@@ -16,7 +16,7 @@ use crate::lanes::Claiming;
 use crate::push::NewTask;
 use crate::rows::{micros, value};
 use crate::tx::Tx;
-use crate::{Shared, offer, tick, turns};
+use crate::{Gates, Shared, offer, tick, turns};
 
 /// Adopts deliveries, and takes what is demanded.
 pub(crate) async fn adopt(
@@ -150,7 +150,8 @@ async fn forget(tx: &Tx<'_>, deliveries: &[&DeliveryId]) -> Result<(), Fault> {
 /// Takes what is demanded, within the transaction: by rank or by name, or in turns when gates or keys concern the queues.
 async fn take(tx: &mut Tx<'_>, shared: &Shared, demand: &Demand) -> Result<Vec<Claimed>, Fault> {
     let mut claimed = Vec::new();
-    let mut in_turns = shared.goes_in_turns(&demand.queues);
+    // Reservations belong to lanes: past gates that are far from shutting it goes in turns as well.
+    let mut in_turns = shared.past_gates(demand).is_some();
     let mut by_name = !demand.except.is_empty() || shared.names_paused.load(Ordering::Relaxed);
     loop {
         let demand = Demand { max: demand.max - claimed.len(), ..demand.clone() };
@@ -170,11 +171,11 @@ async fn take(tx: &mut Tx<'_>, shared: &Shared, demand: &Demand) -> Result<Vec<C
         let walk = if by_name || promoted.names_paused { Walk::Names } else { Walk::Ranks };
         by_name = walk == Walk::Names;
         let claiming = Claiming { demand, walk };
-        let took = claim::take(tx.connection(), now, &claiming).await?;
+        let took = claim::take(tx.connection(), now, &claiming, None).await?;
         let found = took.claimed.len() + took.late.len();
         claimed.extend(took.claimed);
         if took.shared {
-            shared.go_in_turns(&claiming.demand.queues);
+            shared.go_past_gates(&claiming.demand.queues, Gates::Near);
             in_turns = true;
             continue;
         }

@@ -25,8 +25,8 @@ use crate::listen::For;
 use crate::push::{Inserted, NewTask};
 use crate::tx::transaction;
 use crate::{
-    PostgresStore, adopt, claim, command, fleet, info, limits, listing, notes, offer, read, retention, schedules,
-    settle, tick, transfer,
+    Gates, PostgresStore, adopt, claim, command, fleet, info, limits, listing, notes, offer, read, retention,
+    schedules, settle, tick, transfer,
 };
 
 /// Who waits asks at least this often, whatever it hears.
@@ -303,7 +303,15 @@ impl PostgresStore {
         let mut claims: Vec<Claim> = Vec::new();
         loop {
             let rest = Demand { max: demand.max - claims.len(), ..demand.clone() };
-            let round = self.claim_round(rest).await?;
+            let round = match self.claim_round(rest).await {
+                Ok(round) => round,
+                // What an earlier round took is held already, and nobody else would hear of it.
+                Err(error) if !claims.is_empty() => {
+                    warn!(%error, "a claim ends with fewer tasks than it could have taken");
+                    return Ok((claims, None));
+                }
+                Err(error) => return Err(error),
+            };
             let (read, unread) = self.readable(round.claimed).await?;
             claims.extend(read);
             // What could not be read has made room for others.
@@ -338,16 +346,32 @@ impl PostgresStore {
     /// One round of a claim: by rank or by name, or in turns when gates or keys concern its queues.
     async fn claim_round(&self, demand: Demand) -> Result<Round, StoreError> {
         let queues = demand.queues.clone();
-        let walk = if self.shared.goes_in_turns(&queues) {
-            Walk::Turns
+        let walk = if let Some(walk) = self.shared.past_gates(&demand) {
+            walk
         } else if !demand.except.is_empty() || self.shared.names_paused.load(Ordering::Relaxed) {
             Walk::Names
         } else {
             Walk::Ranks
         };
+        let by_rank = walk == Walk::Ranks;
+        let (past_wide, dealt) = match &walk {
+            Walk::Wide(wide) => (true, wide.deals()),
+            Walk::Ranks | Walk::Names | Walk::Turns => (false, false),
+        };
+        let wanted = demand.max;
         let took = self.lanes.claim(Claiming { demand, walk }).await?;
-        if took.shared {
-            self.shared.go_in_turns(&queues);
+        if took.shared && past_wide {
+            self.shared.go_in_turns_for_a_while(&queues);
+        } else if took.shared {
+            self.shared.go_past_gates(&queues, Gates::Near);
+        }
+        // Some keys had less than they were dealt: others have it, in turns.
+        let dealt_too_much = dealt && !took.shared && took.claimed.len() < wanted;
+        if dealt_too_much {
+            self.shared.go_past_gates(&queues, Gates::Near);
+        }
+        if let Some(gates) = took.gates {
+            self.shared.go_past_gates(&queues, gates);
         }
         if took.alone {
             self.shared.go_alone(&queues);
@@ -356,9 +380,9 @@ impl PostgresStore {
             transaction!(self, tx => tick::expire(&mut tx, &took.late).await);
         }
         // A walk by ranks takes nothing while names are paused: the next one goes by name.
-        let by_name_next = walk == Walk::Ranks && took.names_paused;
+        let by_name_next = by_rank && took.names_paused;
         // What had expired has made room for others.
-        let repeat = by_name_next || took.shared || !took.late.is_empty();
+        let repeat = by_name_next || took.shared || dealt_too_much || !took.late.is_empty();
         Ok(Round { claimed: took.claimed, promoted: took.promoted, opens_after: took.opens_after, repeat })
     }
 

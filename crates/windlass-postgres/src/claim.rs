@@ -12,6 +12,7 @@ use crate::connection::Connection;
 use crate::errors::Fault;
 use crate::lanes::{Claiming, Took};
 use crate::rows::{self, id_of, micros, parse, priority_of, queue_of, ready_at, to_json, value};
+use crate::wide::{Pass, Wide};
 
 /// The most scheduled tasks that a claim makes ready before it takes some; a flood of due tasks is shared among claims.
 pub(crate) const PROMOTE_MAX: usize = 1_000;
@@ -29,10 +30,9 @@ SELECT q.queue, q.tasks, false, CASE WHEN EXISTS (SELECT 1 FROM windlass.waiting
 pg_notify('@channel', 'q ' || q.queue)::text END FROM q \
 UNION ALL SELECT NULL, 0, EXISTS (SELECT 1 FROM windlass.paused_name), NULL";
 
-/// The rest of a statement that takes the tasks `p` at the time `t`: `$2` the lease, `$3` the node.
+/// The part of a statement that takes the tasks `p` at the time `t`: `$2` the lease, `$3` the node.
 ///
 /// The rows are updated by their place in the table: they are locked, so they stay there, and no plan can make that slow.
-/// Expired tasks are named and left alone.
 macro_rules! taking {
     () => {
         "u AS (UPDATE windlass.live l SET state = 2, at = t.now + $2::bigint, node = $3::text, started_at = t.now, fence = l.fence + 1, \
@@ -40,14 +40,30 @@ macro_rules! taking {
          WHERE l.ctid = ANY (ARRAY(SELECT ctid FROM p)) AND (l.expires IS NULL OR l.expires > t.now) \
          RETURNING l.seq, l.id, l.queue, l.name, l.priority, l.rank, l.fence, l.attempt, l.enqueued_at, l.body, l.memo, l.brief, l.guard), \
          c AS (INSERT INTO windlass.delta (queue, ready, running) SELECT queue, -count(*), count(*) FROM u GROUP BY queue), \
-         x AS (DELETE FROM windlass.taken k USING u WHERE u.brief AND k.key = u.guard AND k.id = u.id) \
-         SELECT seq, id, queue, name, priority, rank, fence, attempt, enqueued_at, body, memo FROM u \
+         x AS (DELETE FROM windlass.taken k USING u WHERE u.brief AND k.key = u.guard AND k.id = u.id)"
+    };
+}
+
+/// Its answer, read by [`claimed`]. Expired tasks are named and left alone.
+macro_rules! taken {
+    () => {
+        " SELECT seq, id, queue, name, priority, rank, fence, attempt, enqueued_at, body, memo FROM u \
          UNION ALL SELECT p.seq, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM p, t WHERE p.expires <= t.now"
     };
 }
 
-/// The same for what walks queues, `$4`: nothing is taken, and that is said by a row without a place, when gates or keys have
-/// to be looked at ([`crate::turns`]).
+/// The answer of a statement that takes nothing because something has to be looked at, as `s` says: a row without a place.
+macro_rules! taken_unless_shared {
+    () => {
+        concat!(
+            $crate::claim::taken!(),
+            " UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM s WHERE shared"
+        )
+    };
+}
+pub(crate) use {taken, taken_unless_shared, taking};
+
+/// A statement that walks queues, `$4`: nothing is taken when gates or keys have to be looked at ([`crate::turns`]).
 macro_rules! walking {
     ($recursive:literal, $walk:literal) => {
         concat!(
@@ -61,7 +77,7 @@ macro_rules! walking {
              (SELECT 1 FROM windlass.live k WHERE k.state = 1 AND k.key IS NOT NULL AND k.queue = q.name LIMIT 1) k) AS shared), ",
             $walk,
             taking!(),
-            " UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM s WHERE shared"
+            taken_unless_shared!()
         )
     };
 }
@@ -104,7 +120,8 @@ pub(crate) const TAKE: &str = concat!(
     "WITH t AS MATERIALIZED (SELECT $1::bigint AS now), \
      p AS MATERIALIZED (SELECT l.ctid, l.seq, l.expires FROM unnest($4::bigint[]) AS r(seq) JOIN windlass.live l ON l.seq = r.seq \
      WHERE l.state = 1), ",
-    taking!()
+    taking!(),
+    taken!()
 );
 
 /// Extends leases: `$1` the given time, then lists of rows, ids, fences, leases, progress and what is added to memos.
@@ -117,12 +134,14 @@ AS r(seq, id, fence, lease, progress, memo) \
 WHERE l.seq = r.seq AND l.id = r.id AND l.fence = r.fence AND l.state = 2 RETURNING l.seq, l.fence, l.cancel";
 
 /// How a claim finds its tasks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Walk {
     /// In the order of rank; only when every name may be taken.
     Ranks,
     /// Name by name.
     Names,
+    /// In the order of rank past gates that are far from shutting, by [`crate::wide`].
+    Wide(Wide),
     /// Past the gates and in the turns of keys, by [`crate::turns`].
     Turns,
 }
@@ -167,13 +186,23 @@ pub(crate) async fn promote(connection: &Connection<'_>, now: Option<i64>, max: 
     Ok(promoted)
 }
 
-/// Takes up to `demand.max` tasks, in the order of the queues, of rank and of insertion; for who goes in turns nothing.
-pub(crate) async fn take(connection: &Connection<'_>, now: Option<i64>, claiming: &Claiming) -> Result<Took, Fault> {
+/// Takes up to `demand.max` tasks, in the order of the queues, of rank and of insertion; for who goes in turns nothing. A
+/// claim past wide gates has a `pass`.
+pub(crate) async fn take(
+    connection: &Connection<'_>,
+    now: Option<i64>,
+    claiming: &Claiming,
+    pass: Option<&Pass>,
+) -> Result<Took, Fault> {
     let demand = &claiming.demand;
     let queues: Vec<&str> = demand.queues.iter().map(QueueName::as_str).collect();
     let (max, lease, node) = (demand.max as i64, micros(demand.lease), demand.node.as_str());
-    let rows = match claiming.walk {
+    let rows = match &claiming.walk {
         Walk::Ranks => connection.query(CLAIM, &[&now, &lease, &node, &queues, &max]).await?,
+        Walk::Wide(wide) => match pass {
+            Some(pass) => wide.take(connection, now, demand, pass).await?,
+            None => unreachable!("the lane gives a pass to each claim past wide gates"),
+        },
         Walk::Turns => return Ok(Took::default()),
         Walk::Names => {
             let except: Vec<&str> = demand.except.iter().map(TaskName::as_str).collect();
@@ -308,6 +337,11 @@ pub(crate) mod tests {
         /// The planner learns what there is.
         pub(crate) async fn analyse(&self) {
             self.client.batch_execute(&self.store.shared.sql("ANALYZE windlass.live")).await.expect("analysed");
+        }
+
+        /// Runs statements in its session.
+        pub(crate) async fn run(&self, sql: &str) {
+            self.client.batch_execute(&self.store.shared.sql(sql)).await.expect("run");
         }
 
         /// The plan of a statement, as the lanes would run it, and what it did.

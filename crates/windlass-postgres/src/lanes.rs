@@ -30,7 +30,7 @@ use crate::settle::{Back, Backs, End};
 use crate::turns::{self, Decided};
 use crate::tx::Tx;
 use crate::wake::Effects;
-use crate::{Shared, claim, push, settle};
+use crate::{Gates, Shared, claim, push, settle, wide};
 
 /// No further job joins a transaction that changes this many rows.
 const ROWS_MAX: usize = 5_000;
@@ -91,6 +91,7 @@ pub(crate) struct Took {
     /// Of a claim in turns: what the next one should know.
     pub(crate) opens_after: Option<Duration>,
     pub(crate) alone: bool,
+    pub(crate) gates: Option<Gates>,
 }
 
 impl Job {
@@ -471,9 +472,19 @@ impl<'a> Batch<'a> {
         if !in_turns.is_empty() {
             connection.prepare_all(&turns::SENT_TOGETHER).await?;
         }
+        let passes = wide::passes(&self.claims);
+        if passes.iter().any(Option::is_some) {
+            connection.prepare_all(&wide::SENT_TOGETHER).await?;
+        }
+        let takes = self
+            .claims
+            .iter()
+            .zip(&passes)
+            .map(|(claiming, pass)| claim::take(connection, now, claiming, pass.as_ref()));
         let mut tx = Tx::of_lane(connection);
-        let (began, stored, known, ended, sent_back, renewed, promoted, took, shares) = tokio::join!(
+        let ((), began, stored, known, ended, sent_back, renewed, promoted, took, shares) = tokio::join!(
             biased;
+            wide::reserve(connection, now, &self.claims, &passes),
             connection.run("BEGIN"),
             push::insert(connection, now, &self.tasks, Some(&self.pushes)),
             push::forget_known(connection, &self.tasks),
@@ -481,7 +492,7 @@ impl<'a> Batch<'a> {
             settle::send_back(connection, now, &self.backs),
             claim::renew(connection, now, &self.renewals),
             claim::promote(connection, now, if self.claims.is_empty() { 0 } else { claim::PROMOTE_MAX }),
-            join_all(self.claims.iter().map(|claiming| claim::take(connection, now, claiming))),
+            join_all(takes),
             finish(shared, &mut tx, &in_turns),
         );
         began?;
@@ -540,7 +551,8 @@ async fn finish(shared: &Shared, tx: &mut Tx<'_>, in_turns: &[&Demand]) -> Resul
 
 async fn written(decided: &mut Decided, tx: &Tx<'_>, demand: &Demand) -> Result<Took, Fault> {
     let claimed = decided.write(tx, demand).await?;
-    Ok(Took { claimed, opens_after: decided.opens_after, alone: decided.alone, ..Took::default() })
+    let Decided { opens_after, alone, gates, .. } = *decided;
+    Ok(Took { claimed, opens_after, alone, gates: Some(gates), ..Took::default() })
 }
 
 impl Done {

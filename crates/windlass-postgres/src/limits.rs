@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio_postgres::Row;
 use windlass_core::limit::{Gate, GateView, LIMITS_MAX, Limit, LimitChange, LimitsView, Rule, Rules, SetBy, Subject};
-use windlass_core::{Key, QueueName, StoreError, TaskName, Timestamp};
+use windlass_core::{Key, QueueName, Rate, StoreError, TaskName, Timestamp};
 
 use crate::errors::Fault;
 use crate::rows::{micros, parse, queue_of, value};
@@ -19,7 +19,7 @@ pub(crate) struct Cache(Mutex<Option<Arc<Known>>>);
 /// Limits and holds as claims look them up.
 #[derive(Debug)]
 pub(crate) struct Known {
-    version: i64,
+    pub(crate) version: i64,
     pub(crate) rules: Rules,
     /// The names that gates are about.
     pub(crate) names: BTreeSet<TaskName>,
@@ -29,8 +29,17 @@ pub(crate) struct Known {
     pub(crate) across_queues: bool,
     /// The queues that gates are about.
     queues: BTreeSet<QueueName>,
+    /// What limits the starts of a whole queue: its rate and its concurrency.
+    whole: BTreeMap<QueueName, Starts>,
+    /// The same for each key of a queue.
+    each_key: BTreeMap<QueueName, Starts>,
+    /// Whether some keys have more turns than others.
+    pub(crate) weighted: bool,
     holds_end: Option<Timestamp>,
 }
+
+/// A rate and a concurrency.
+type Starts = (Option<Rate>, Option<u32>);
 
 impl Known {
     /// Whether a claim of these queues has to look at gates.
@@ -40,13 +49,32 @@ impl Known {
             || queues.iter().any(|queue| self.queues.contains(queue))
     }
 
+    /// The rate and the concurrency of a whole queue.
+    pub(crate) fn of_queue(&self, queue: &QueueName) -> Option<Starts> {
+        self.whole.get(queue).copied()
+    }
+
+    /// The same for each key of a queue.
+    pub(crate) fn of_each_key(&self, queue: &QueueName) -> Option<Starts> {
+        self.each_key.get(queue).copied()
+    }
+
     fn of(version: i64, limits: Vec<Limit>, holds: Vec<(Gate, Timestamp)>) -> Self {
         let (mut names, mut queues) = (BTreeSet::new(), BTreeSet::new());
+        let (mut whole, mut each_key) = (BTreeMap::new(), BTreeMap::new());
+        let weighted = limits.iter().any(|limit| limit.rule.weight.is_some());
         let (mut any_rate, mut across_queues) = (false, false);
         for Limit { subject, rule } in limits.iter().filter(|limit| limit.rule.limits_starts()) {
             any_rate |= rule.rate.is_some();
             match subject {
-                Subject::Queue(queue) | Subject::KeysOfQueue(queue) => drop(queues.insert(queue.clone())),
+                Subject::Queue(queue) => {
+                    queues.insert(queue.clone());
+                    whole.insert(queue.clone(), (rule.rate, rule.concurrency));
+                }
+                Subject::KeysOfQueue(queue) => {
+                    queues.insert(queue.clone());
+                    each_key.insert(queue.clone(), (rule.rate, rule.concurrency));
+                }
                 Subject::Task(name) | Subject::KeysOfTask(name) => {
                     names.insert(name.clone());
                     across_queues = true;
@@ -60,7 +88,15 @@ impl Known {
             }
         }
         let holds_end = holds.iter().map(|(_, until)| *until).max();
-        Self { version, rules: Rules::new(limits, holds), names, any_rate, across_queues, queues, holds_end }
+        let rules = Rules::new(limits, holds);
+        Self { version, rules, names, any_rate, across_queues, queues, whole, each_key, weighted, holds_end }
+    }
+}
+
+impl Cache {
+    /// What was known when limits were read last.
+    pub(crate) fn last_known(&self) -> Option<Arc<Known>> {
+        self.0.lock().clone()
     }
 }
 
@@ -74,7 +110,7 @@ WHERE g.held_until IS NOT NULL AND v.version IS DISTINCT FROM $1::bigint";
 
 /// The limits as they are now.
 pub(crate) async fn read(tx: &Tx<'_>, cache: &Cache) -> Result<Arc<Known>, Fault> {
-    let cached = cache.0.lock().clone();
+    let cached = cache.last_known();
     let rows = tx.query(READ, &[&cached.as_ref().map(|known| known.version)]).await?;
     let (mut version, mut limits, mut holds) = (0, Vec::new(), Vec::new());
     for row in &rows {

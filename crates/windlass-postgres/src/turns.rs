@@ -7,7 +7,8 @@
 //!    has any that may go ([`decide`])
 //! 4. take what may go, write the counted rates and the turns: sent together with the commit ([`Decided::write`])
 //!
-//! Queues without limits, holds and keys never come here: [`crate::claim`] says when they do.
+//! Queues without limits, holds and keys never come here: [`crate::claim`] says when they do. While gates are far from shutting,
+//! the next claims are spared the waiting for each other: [`crate::wide`].
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
@@ -20,15 +21,14 @@ use windlass_core::fair::{KEYS_PER_CLAIM, Turn, deal};
 use windlass_core::limit::{Admission, Gate, GateState};
 use windlass_core::{Key, QueueName, TaskName, Timestamp};
 
-use crate::Shared;
 use crate::claim::{self, Claimed, TAKE};
 use crate::connection::Values;
 use crate::errors::Fault;
 use crate::limits::{self, Known};
 use crate::ring::{self, FirstRead, Ring};
 use crate::rows::{micros, parse, value};
-use crate::tick;
 use crate::tx::{NOW, Tx, time_of};
+use crate::{Gates, Shared, tick, wide};
 
 /// `$1` the queues. Answers whether the gates that are shared by queues were locked as well.
 const LOCK: &str = "\
@@ -178,6 +178,8 @@ pub(crate) struct Decided {
     pub(crate) opens_after: Option<Duration>,
     /// Neither gates nor keys were there to look at: the next claim need not come here.
     pub(crate) alone: bool,
+    /// How near the gates are to shutting.
+    pub(crate) gates: Gates,
 }
 
 /// Decides on up to `demand.max` tasks that their gates let pass, the keys of each queue in turns.
@@ -195,11 +197,12 @@ pub(crate) async fn decide(tx: &mut Tx<'_>, mut read: Read, demand: &Demand) -> 
         picked: Vec::new(),
         claimed: Vec::new(),
         started: 0,
+        far: true,
         turns: Vec::new(),
         demand,
     };
-    // A queue that is not reached may have keys.
-    let mut keyed = false;
+    // A queue that is not reached may have keys: a claim that takes it for one without is refused.
+    let (mut keyed, mut reached_keys) = (false, false);
     let mut first = Some(read.first);
     for queue in &demand.queues {
         // Only that of the first queue has been read.
@@ -209,14 +212,16 @@ pub(crate) async fn decide(tx: &mut Tx<'_>, mut read: Read, demand: &Demand) -> 
             keyed = true;
         } else {
             let ring = Ring::new(queue, turn.key.as_ref(), begun);
-            keyed |= taking.take_from(tx, queue, turn, ring).await?;
+            reached_keys |= taking.take_from(tx, queue, turn, ring).await?;
         }
     }
+    keyed |= reached_keys;
     let opens_after = taking.admission.opens_at().map(|opens_at| opens_at.since(tx.now));
     let rates = taking.admission.counted().map(|(gate, next)| (gate.to_string(), next)).collect();
+    let gates = taking.gates_are(reached_keys);
     let Taking { picked, claimed, turns, .. } = taking;
     let alone = !keyed && !known.concerns(&demand.queues, tx.now);
-    Ok(Decided { picked, claimed, now: tx.now, turns, rates, opens_after, alone })
+    Ok(Decided { picked, claimed, now: tx.now, turns, rates, opens_after, alone, gates })
 }
 
 impl Decided {
@@ -295,6 +300,8 @@ struct Taking<'k> {
     claimed: Vec<Claimed>,
     /// How many were let pass in all.
     started: usize,
+    /// Every key that was served has room for many more.
+    far: bool,
     turns: Vec<(QueueName, Turn)>,
     demand: &'k Demand,
 }
@@ -313,6 +320,20 @@ macro_rules! ask {
 }
 
 impl Taking<'_> {
+    /// How near the gates are to shutting for claims like this one. Keys count as far only while there was enough to take.
+    fn gates_are(&mut self, keyed: bool) -> Gates {
+        if !self.left_out.is_empty() || self.admission.opens_at().is_some() {
+            return Gates::Near;
+        }
+        if keyed {
+            let plenty = self.started == self.demand.max && self.demand.queues.len() == 1;
+            return if plenty && self.far && !self.known.weighted { Gates::KeysFar } else { Gates::Near };
+        }
+        let wanted = wide::FAR * self.demand.max as u64;
+        let far = self.demand.queues.iter().all(|queue| ask!(self, room_of_queue(queue)) >= wanted);
+        if far && self.admission.opens_at().is_none() { Gates::Far } else { Gates::Near }
+    }
+
     /// Takes from one queue; answers whether it has keys.
     async fn take_from(
         &mut self,
@@ -421,6 +442,8 @@ impl Taking<'_> {
             of_key.entry(value(row, 0)?).or_default().push(row);
         }
         let mut late: Vec<i64> = Vec::new();
+        // Far is said only while no gate is about names.
+        let any_name = TaskName::known("any");
         for (place, share) in dealt {
             let key = ring.keys[*place].as_ref();
             let found = of_key.remove(&key.map(Key::as_str)).unwrap_or_default();
@@ -437,6 +460,7 @@ impl Taking<'_> {
             if found.len() < *share {
                 ring.aside.insert(*place);
             }
+            self.far &= ask!(self, room(queue, &any_name, key)) >= wide::FAR * *share as u64;
         }
         if !late.is_empty() {
             tick::expire(tx, &late).await?;
