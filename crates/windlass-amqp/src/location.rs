@@ -111,22 +111,8 @@ fn host_of(text: &str, default_port: u16) -> Result<(String, u16), InvalidUrl> {
     Ok((name.to_owned(), port))
 }
 
-/// Text with `%40` and the like decoded.
 fn decoded(text: &str) -> Result<String, InvalidUrl> {
-    let wrong = || InvalidUrl("a `%` is followed by two hexadecimal digits".to_owned());
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, others)) = rest.split_first() {
-        if *first == b'%' {
-            let digits = others.get(..2).and_then(|digits| std::str::from_utf8(digits).ok()).ok_or_else(wrong)?;
-            bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
-            rest = &others[2..];
-        } else {
-            bytes.push(*first);
-            rest = others;
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| InvalidUrl("it is not UTF-8 when it is decoded".to_owned()))
+    windlass_core::url::decoded(text).map_err(|wrong| InvalidUrl(wrong.to_owned()))
 }
 
 /// Without user, password and authority.

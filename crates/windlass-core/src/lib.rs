@@ -39,6 +39,7 @@ pub mod steps;
 pub mod task;
 pub mod time;
 pub mod transfer;
+pub mod url;
 pub mod view;
 pub mod worker;
 pub mod workflow;

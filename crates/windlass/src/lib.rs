@@ -50,6 +50,10 @@ pub use windlass_core::*;
 mod documents {
     #[doc = include_str!("../../../docs/batches.md")]
     struct Batches;
+    #[doc = include_str!("../../../docs/breakers.md")]
+    struct Breakers;
+    #[doc = include_str!("../../../docs/flow-control.md")]
+    struct FlowControl;
     #[doc = include_str!("../../../docs/steps.md")]
     struct Steps;
 }

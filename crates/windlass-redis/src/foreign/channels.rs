@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::line::Line;
 
-/// What nobody has heard yet; more is dropped, the oldest last.
+/// What nobody has heard yet; what comes beyond that is dropped.
 const HEARD_MAX: usize = 10_000;
 /// Between two attempts to listen.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
