@@ -36,7 +36,7 @@
 //!
 //! # What was measured
 //!
-//! `cargo run --release -p windlass-amqp --example rates` prints it for a private broker of this machine.
+//! `cargo bench -p windlass-amqp` prints it for a private broker of this machine.
 
 mod desk;
 mod error;

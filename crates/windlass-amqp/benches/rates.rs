@@ -1,5 +1,5 @@
 //! How fast messages go through: 100,000 of 200 bytes, published with confirmations and taken with acceptances, on a private
-//! broker. `cargo run --release -p windlass-amqp --example rates`
+//! broker. `cargo bench -p windlass-amqp`
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
