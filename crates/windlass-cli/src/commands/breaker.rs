@@ -68,8 +68,13 @@ EXAMPLES
     },
 }
 
-const COLUMNS: &[Column] =
-    &[Column::new("BREAKER"), Column::new("STATE"), Column::new("UNTIL"), Column::new("OPENED"), Column::new("DECIDED BY")];
+const COLUMNS: &[Column] = &[
+    Column::new("BREAKER"),
+    Column::new("STATE"),
+    Column::new("UNTIL"),
+    Column::new("OPENED"),
+    Column::new("DECIDED BY"),
+];
 
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     match args.command {
