@@ -242,6 +242,7 @@ fn a_quiet_node_takes_tasks_again_when_it_is_told_so() {
     let mut worker = house.worker(&[]);
     worker.signal("USR1");
     worker.wait_for("worker_quiet");
+    house.until_listed("w1");
     assert_eq!(house.run(&["node", "resume", "w1"]).code, 0);
     worker.wait_for("worker_ready");
     assert_eq!(house.run(&["node", "stop", "w1"]).code, 0);

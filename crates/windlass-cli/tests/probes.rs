@@ -79,6 +79,7 @@ fn a_worker_answers_probes_and_metrics() {
 fn a_worker_that_takes_no_tasks_is_not_ready_and_lives() {
     let house = House::new();
     let (worker, address) = worker(&house);
+    house.until_listed("w1");
     assert_eq!(house.run(&["node", "quiet", "w1"]).code, 0);
     assert!(until(&address, "/readyz", 503).contains("it takes no more tasks"));
     assert_eq!(house.run(&["node", "resume", "w1"]).code, 0);

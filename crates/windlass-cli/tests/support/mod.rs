@@ -90,6 +90,14 @@ impl House {
         worker
     }
 
+    /// Waits until a node is listed: a worker says that it is ready just before its first beat is stored.
+    pub(crate) fn until_listed(&self, node: &str) {
+        let listed = |nodes: &Value| {
+            nodes["nodes"].as_array().is_some_and(|nodes| nodes.iter().any(|known| known["id"] == node))
+        };
+        while !listed(&self.json(&["node", "ls"])) {}
+    }
+
     /// A worker that is not ready yet.
     pub(crate) fn starting_worker(&self, name: &str, args: &[&str]) -> Worker {
         let mut command = self.command(&[&["worker", "--name", name], args].concat());
