@@ -243,6 +243,9 @@ impl Keeper {
                 }
                 Err(error) => error,
             };
+            if self.closing.is_cancelled() {
+                break;
+            }
             // The same news again and again is no news.
             if was_said.as_ref() != Some(&error) {
                 warn!(event = "amqp_down", broker = %self.location, purpose = self.purpose, %error, "connecting again");
