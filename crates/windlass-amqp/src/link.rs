@@ -123,6 +123,13 @@ impl Link {
         }
     }
 
+    /// Cuts the connection that there is; another is made.
+    pub(crate) fn give_up(&self) {
+        if let Standing::Up(session) = &*self.standing.borrow() {
+            session.give_up();
+        }
+    }
+
     /// Why there is no session.
     pub(crate) fn trouble(&self) -> AmqpError {
         match &*self.standing.borrow() {

@@ -57,9 +57,8 @@ impl Cord {
     /// Whoever reads from the socket or writes to it gets an error from now on.
     pub(crate) fn pull(&self) {
         self.0.is_pulled.store(true, Ordering::SeqCst);
-        for waker in [self.0.reader.lock().take(), self.0.writer.lock().take()].into_iter().flatten() {
-            waker.wake();
-        }
+        let wakers = [self.0.reader.lock().take(), self.0.writer.lock().take()];
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     fn check(&self, waker: &Mutex<Option<Waker>>, context: &Context<'_>) -> io::Result<()> {
