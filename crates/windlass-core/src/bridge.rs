@@ -7,11 +7,12 @@
 //! 2. take at most as many messages as there are free slots; the transport keeps the rest
 //! 3. adopt them and claim, in one step of the store ([`crate::adoption`]); what makes no sense becomes a dead letter
 //! 4. accept at the transport what is stored, put back what had no place   5. hand the claims to the worker
-//! 6. settle in the store, then answer the producer
+//! 6. answer the producer, while the lease is held, then settle in the store
 //!
-//! A crash anywhere redelivers a message that the store knows, or one that it never had; it never loses one. An answer is
-//! sent after the store has recorded it, and again while the transport cannot be reached; one that waits is lost with its
-//! process, the result in the store is not. What ends without a holder is not answered.
+//! A crash anywhere redelivers a message that the store knows, or one that it never had; it never loses one. How a task ended
+//! is told before it is recorded: who dies in between leaves a task that runs again, never a producer that waits for ever.
+//! While the transport cannot be reached nothing is settled, and the worker takes nothing more. What does not end
+//! a task (it has begun, it will be retried) is told afterwards and may be lost with the process.
 
 mod answers;
 mod holds;
@@ -19,7 +20,7 @@ mod letter;
 mod pace;
 mod transport;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +45,10 @@ use answers::Answers;
 use holds::Holds;
 pub use letter::RAW_BYTES_MAX;
 use pace::Pace;
-pub use transport::{Answer, DELIVERED_AS, LetGo, Malformed, Message, News, Tag, Taken, Transport, TransportError};
+pub use transport::{
+    Answer, Concern, DELIVERED_AS, Identity, LetGo, Malformed, Message, News, Returned, Tag, Taken, Transport,
+    TransportError,
+};
 
 /// How often an adoption whose answer was lost is repeated before its messages are put back.
 const ADOPT_TRIES: u32 = 3;
@@ -54,6 +58,10 @@ const ADOPT_AGAIN: Duration = Duration::from_millis(50);
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// What is asked of the transport besides messages may take this long; it must not keep a worker from its work.
 const ASIDE_WITHIN: Duration = Duration::from_secs(2);
+/// How tasks end may take this long to be told; then the settle is tried again.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// How long a delivery is remembered that the transport was told to let go and did not confirm, and how many of them.
+const UNCONFIRMED: (Duration, usize) = (Duration::from_secs(60), 100_000);
 /// How often a node looks for messages of the dead.
 const RECOVER_EVERY: Duration = Duration::from_secs(15);
 
@@ -73,9 +81,11 @@ struct Messages {
     /// Stored, and still to be accepted.
     unaccepted: Vec<(DeliveryId, Tag)>,
     /// Still to be put back.
-    unreturned: Vec<Tag>,
+    unreturned: Vec<(Tag, Returned)>,
     /// Let go by the transport for certain, and still remembered by the store.
     let_go: Vec<DeliveryId>,
+    /// Probably let go, and when that is believed.
+    unconfirmed: VecDeque<(Instant, DeliveryId)>,
     /// How the transport does.
     transport: Pace,
     /// How well the store takes messages.
@@ -99,6 +109,7 @@ impl Bridge {
                 unaccepted: Vec::new(),
                 unreturned: Vec::new(),
                 let_go: Vec::new(),
+                unconfirmed: VecDeque::new(),
                 transport: Pace::new(AGAIN.0, AGAIN.1),
                 store: Pace::new(AGAIN.0, AGAIN.1),
                 holds: Holds::default(),
@@ -152,7 +163,7 @@ impl Bridge {
         match claims {
             Ok(claims) => Ok((claims, taken)),
             Err(error) => {
-                self.put_back(taken.into_iter().map(|taken| taken.tag).collect()).await;
+                self.put_back(taken.into_iter().map(|taken| (taken.tag, Returned::Unstored)).collect()).await;
                 Err(error)
             }
         }
@@ -228,7 +239,8 @@ impl Bridge {
         let adopting = match self.adopt_again(&mut adoption).await {
             Ok(adopting) => adopting,
             Err(error) => {
-                self.put_back(taken.into_iter().map(|taken| taken.tag).collect()).await;
+                let why = if error.is_transient() { Returned::Doubtful } else { Returned::Unstored };
+                self.put_back(taken.into_iter().map(|taken| (taken.tag, why)).collect()).await;
                 let mut state = self.state.lock();
                 state.store.failed(Instant::now(), fastrand::f64());
                 state.let_go.extend(adoption.accepted);
@@ -236,26 +248,35 @@ impl Bridge {
             }
         };
         self.state.lock().store.worked();
+        let (adopting, tries) = adopting;
         let Adopting { mut adopted, claims } = adopting;
         let mut deliveries = adoption.deliveries;
+        if tries == 1 {
+            self.adopt_what_says_the_same(&taken, &deliveries, &mut adopted).await;
+        }
         let room = adoption.demand.as_ref().is_some_and(|demand| claims.len() < demand.max);
         self.note_what_waits(&deliveries, &adopted, &claims, room);
-        self.adopt_under_other_ids(&mut deliveries, &mut adopted).await;
+        let second_runs = self.adopt_under_other_ids(&mut deliveries, &mut adopted).await;
         let (mut done, mut without_place) = (Vec::new(), Vec::new());
-        for ((taken, delivery), answer) in taken.into_iter().zip(&deliveries).zip(&adopted) {
+        for ((taken, delivery), answer) in taken.into_iter().zip(deliveries).zip(&adopted) {
             if answer.is_done(&delivery.envelope.id) {
                 done.push((taken.id, taken.tag));
+                self.answer_flaw(delivery);
             } else {
-                without_place.push(taken.tag);
+                let full = matches!(answer, Adopted::Full { .. });
+                without_place.push((taken.tag, if full { Returned::Unstored } else { second_runs }));
             }
         }
+        // Before they are accepted: then somebody tells it who finds the delivery known.
+        self.send_answers().await;
         self.accept(done).await;
         self.put_back(without_place).await;
         Ok(claims)
     }
 
     /// Adopts, and repeats it when the answer was lost: then what is stored is known.
-    async fn adopt_again(&self, adoption: &mut Adoption) -> Result<Adopting, StoreError> {
+    /// Answers how often it was asked, too.
+    async fn adopt_again(&self, adoption: &mut Adoption) -> Result<(Adopting, u32), StoreError> {
         let accepted: HashSet<&DeliveryId> = adoption.accepted.iter().collect();
         if adoption.deliveries.iter().any(|delivery| accepted.contains(&delivery.id)) {
             // What is forgotten and stored in one step could not be repeated.
@@ -267,7 +288,7 @@ impl Bridge {
         loop {
             tries += 1;
             match self.store.adopt(adoption).await {
-                Ok(adopting) => return Ok(adopting),
+                Ok(adopting) => return Ok((adopting, tries)),
                 Err(error) if error.is_transient() && tries < ADOPT_TRIES => {
                     debug!(%error, tries, "an adoption failed; it is repeated");
                     tokio::time::sleep(ADOPT_AGAIN * tries).await;
@@ -280,12 +301,31 @@ impl Bridge {
         }
     }
 
+    /// Of transports without identities: a message that nobody has had, and that is known all the same, is another one that
+    /// says what an earlier one said. The earlier one is forgotten for it.
+    async fn adopt_what_says_the_same(&self, taken: &[Taken], deliveries: &[Delivery], adopted: &mut [Adopted]) {
+        let is_another = |place: &usize| taken[*place].identity == Identity::First && adopted[*place] == Adopted::Known;
+        let places: Vec<usize> = (0..deliveries.len()).filter(is_another).collect();
+        for place in places {
+            // One by one: two of them may say the same.
+            let delivery = deliveries[place].clone();
+            let accepted = vec![delivery.id.clone()];
+            let mut adoption = Adoption { accepted, deliveries: vec![delivery], demand: None };
+            match self.adopt_again(&mut adoption).await {
+                Ok((adopting, _)) => adopted[place] = adopting.adopted.into_iter().next().unwrap_or(Adopted::Known),
+                // Put back, and delivered again as one that somebody has had: then it counts as known.
+                Err(error) => warn!(%error, "a message that says what another one said was not stored"),
+            }
+        }
+    }
+
     /// A producer has sent the id of a task again that has not ended: a second run, under an id of its own.
-    async fn adopt_under_other_ids(&self, deliveries: &mut [Delivery], adopted: &mut [Adopted]) {
+    /// Answers whether those that are still not stored may be.
+    async fn adopt_under_other_ids(&self, deliveries: &mut [Delivery], adopted: &mut [Adopted]) -> Returned {
         let is_taken = |place: &usize| adopted[*place] == Adopted::Exists(deliveries[*place].envelope.id.clone());
         let places: Vec<usize> = (0..deliveries.len()).filter(is_taken).collect();
         if places.is_empty() {
-            return;
+            return Returned::Unstored;
         }
         let renamed = places.iter().map(|place| {
             let mut delivery = deliveries[*place].clone();
@@ -295,13 +335,26 @@ impl Bridge {
         });
         let mut again = Adoption { deliveries: renamed.collect(), ..Adoption::default() };
         match self.adopt_again(&mut again).await {
-            Ok(adopting) => {
+            Ok((adopting, _)) => {
                 for ((place, delivery), answer) in places.into_iter().zip(again.deliveries).zip(adopting.adopted) {
                     (deliveries[place], adopted[place]) = (delivery, answer);
                 }
+                Returned::Unstored
             }
             // They are put back, as those of a full queue.
-            Err(error) => warn!(%error, "second runs were not stored; their messages are put back"),
+            Err(error) => {
+                warn!(%error, "second runs were not stored; their messages are put back");
+                Returned::Doubtful
+            }
+        }
+    }
+
+    /// The producer of a message that makes no sense hears that it has failed.
+    fn answer_flaw(&self, delivery: Delivery) {
+        let Some(verdict) = delivery.verdict() else { return };
+        if self.transport.concern(&delivery.envelope) != Concern::Nothing {
+            let envelope = Arc::new(delivery.envelope);
+            self.answers.add(Answer { envelope, attempt: 0, ran: Duration::ZERO, news: News::Settled(verdict) });
         }
     }
 
@@ -350,29 +403,46 @@ impl Bridge {
         let said = self.aside(self.transport.accept(&tags)).await;
         match self.heard(said, "accept") {
             Some(let_go) => {
-                let certain = stored.into_iter().zip(let_go).filter(|(_, let_go)| *let_go == LetGo::Certainly);
-                self.state.lock().let_go.extend(certain.map(|((id, _), _)| id));
+                let (mut state, believed_at) = (self.state.lock(), Instant::now() + UNCONFIRMED.0);
+                for ((id, _), let_go) in stored.into_iter().zip(let_go) {
+                    match let_go {
+                        LetGo::Certainly => state.let_go.push(id),
+                        LetGo::Unconfirmed => state.unconfirmed.push_back((believed_at, id)),
+                        LetGo::Perhaps => {}
+                    }
+                }
             }
             None => self.state.lock().unaccepted.extend(stored),
         }
     }
 
     /// Gives messages back, or does so later.
-    async fn put_back(&self, tags: Vec<Tag>) {
+    async fn put_back(&self, tags: Vec<(Tag, Returned)>) {
         let mut tags = tags;
         tags.extend(std::mem::take(&mut self.state.lock().unreturned));
-        if tags.is_empty() {
-            return;
-        }
-        let said = self.aside(self.transport.put_back(&tags)).await;
-        if self.heard(said, "put back").is_none() {
-            self.state.lock().unreturned.extend(tags);
+        for why in [Returned::Unstored, Returned::Doubtful] {
+            let these: Vec<Tag> = tags.iter().filter(|(_, of)| *of == why).map(|(tag, _)| tag.clone()).collect();
+            if these.is_empty() {
+                continue;
+            }
+            let said = self.aside(self.transport.put_back(&these, why)).await;
+            if self.heard(said, "put back").is_none() {
+                self.state.lock().unreturned.extend(these.into_iter().map(|tag| (tag, why)));
+            }
         }
     }
 
     /// What the transport says within the time for what is not urgent.
     async fn aside<T>(&self, question: impl Future<Output = Result<T, TransportError>>) -> Result<T, TransportError> {
-        match tokio::time::timeout(ASIDE_WITHIN, question).await {
+        self.within(ASIDE_WITHIN, question).await
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        question: impl Future<Output = Result<T, TransportError>>,
+    ) -> Result<T, TransportError> {
+        match tokio::time::timeout(limit, question).await {
             Ok(said) => said,
             Err(late) => Err(TransportError::Unreachable(late.into())),
         }
@@ -388,6 +458,47 @@ impl Bridge {
         self.send_answers().await;
     }
 
+    /// Tells how tasks end, before it is recorded. An end that the transport refuses is told later: it must not hold up the
+    /// others for ever.
+    async fn tell_ends(&self, settled: &[Settled]) -> Result<(), StoreError> {
+        if let Some((receipts, lease)) = self.answers.doubtful(settled, Instant::now()) {
+            // Somebody else may have these: only who has a lease speaks for a task.
+            let renewal = |receipt| Renewal { receipt, progress: None, memo: None };
+            self.renew(&receipts.into_iter().map(renewal).collect::<Vec<_>>(), lease).await?;
+        }
+        let now = Instant::now();
+        let ends = self.answers.before(settled, now);
+        if ends.is_empty() {
+            return Ok(());
+        }
+        // What was said of these tasks before goes first, unless it is on its way.
+        let mut batch = self.answers.begin();
+        let before = batch.as_ref().map_or(0, Vec::len);
+        let mut all = batch.take().unwrap_or_default();
+        all.extend(ends);
+        let said = self.within(ENDS_WITHIN, self.transport.answer(&all)).await;
+        all.truncate(before);
+        match said {
+            Ok(()) => {
+                self.answers.end_if_begun(all, before > 0, true);
+                self.answers.told(settled, now);
+                let _ = self.heard(Ok(()), "answer");
+                Ok(())
+            }
+            Err(error @ TransportError::Refused(_)) => {
+                self.answers.end_if_begun(all, before > 0, false);
+                let _ = self.heard(Err::<(), _>(error), "answer");
+                Ok(())
+            }
+            Err(error) => {
+                self.answers.end_if_begun(all, before > 0, false);
+                let text = error.to_string();
+                let _ = self.heard(Err::<(), _>(error), "answer");
+                Err(StoreError::Unreachable(text.into()))
+            }
+        }
+    }
+
     async fn send_answers(&self) {
         while let Some(batch) = self.answers.begin() {
             let said = self.aside(self.transport.answer(&batch)).await;
@@ -401,9 +512,13 @@ impl Bridge {
 
     /// Takes out what the store need remember no longer; as many as one adoption names.
     fn let_go(&self) -> Vec<DeliveryId> {
-        let let_go = &mut self.state.lock().let_go;
-        let amount = let_go.len().min(BATCH_MAX);
-        let_go.drain(..amount).collect()
+        let (mut state, now) = (self.state.lock(), Instant::now());
+        while state.unconfirmed.len() > UNCONFIRMED.1 || state.unconfirmed.front().is_some_and(|(at, _)| *at <= now) {
+            let oldest = state.unconfirmed.pop_front();
+            state.let_go.extend(oldest.map(|(_, id)| id));
+        }
+        let amount = state.let_go.len().min(BATCH_MAX);
+        state.let_go.drain(..amount).collect()
     }
 
     /// Lets the store forget what the transport has let go, when no message comes that would do so on the way.
@@ -452,13 +567,15 @@ impl Backend for Bridge {
         if demand.max == 0 {
             return Ok(Vec::new());
         }
+        let demand = &Demand { queues: self.transport.queues(&demand.queues), ..demand.clone() };
         let deadline = Instant::now() + demand.wait.min(WAIT_MAX);
         self.catch_up().await;
         loop {
             if demand.hush.is_cancelled() {
                 return Ok(Vec::new());
             }
-            let wait = deadline.saturating_duration_since(Instant::now());
+            let asked_at = Instant::now();
+            let wait = deadline.saturating_duration_since(asked_at);
             let (mut claims, taken) = self.wait_for_either(demand, wait).await?;
             if !taken.is_empty() {
                 let rest = demand.max.saturating_sub(claims.len());
@@ -471,8 +588,9 @@ impl Backend for Bridge {
             }
             if !claims.is_empty() || demand.hush.is_cancelled() || Instant::now() >= deadline {
                 self.started(&claims);
-                let concerning = claims.iter().filter(|claim| self.transport.concerns(&claim.envelope));
-                self.answers.claimed(concerning, &demand.node);
+                let concerning = claims.iter().map(|claim| (claim, self.transport.concern(&claim.envelope)));
+                self.answers.claimed(concerning, &demand.node, demand.lease, asked_at);
+                self.send_answers().await;
                 return Ok(claims);
             }
         }
@@ -483,32 +601,18 @@ impl Backend for Bridge {
     }
 
     async fn renew(&self, renewals: &[Renewal], lease: Duration) -> Result<Vec<Renewed>, StoreError> {
+        let asked_at = Instant::now();
         let renewed = self.store.renew(renewals, lease).await?;
         for (renewal, renewed) in renewals.iter().zip(&renewed) {
-            if *renewed == Renewed::Lost {
-                self.answers.lost(&renewal.receipt);
-            }
+            self.answers.renewed(&renewal.receipt, *renewed, lease, asked_at);
         }
         Ok(renewed)
     }
 
     async fn settle(&self, settled: &[Settled]) -> Result<Vec<Settlement>, StoreError> {
-        let settlements = match self.store.settle(settled).await {
-            Ok(settlements) => settlements,
-            Err(error) => {
-                self.answers.doubt(settled);
-                return Err(error);
-            }
-        };
-        let doubtful = self.answers.settled(settled, &settlements);
-        if !doubtful.is_empty() {
-            // The answer to the settle before this one was lost: what is recorded now tells whether it counted.
-            let ids: Vec<TaskId> = doubtful.iter().map(|answer| answer.envelope.id.clone()).collect();
-            match self.store.find(&ids).await {
-                Ok(records) => self.answers.resolve(doubtful, &records),
-                Err(error) => warn!(%error, tasks = ids.len(), "what became of tasks is not known; nobody is told"),
-            }
-        }
+        self.tell_ends(settled).await?;
+        let settlements = self.store.settle(settled).await?;
+        self.answers.settled(settled, &settlements);
         self.catch_up().await;
         Ok(settlements)
     }
@@ -530,7 +634,9 @@ impl Backend for Bridge {
     }
 
     async fn beat(&self, info: &NodeInfo, ttl: Duration) -> Result<(), StoreError> {
-        self.store.beat(info, ttl).await
+        self.store.beat(info, ttl).await?;
+        self.transport.beat(info);
+        Ok(())
     }
 
     async fn nodes(&self) -> Result<Vec<Node>, StoreError> {

@@ -15,6 +15,8 @@ use crate::{Json, Key, Priority, QueueName, ScheduleId, TaskId, TaskName, Timest
 pub const HEADERS_MAX: usize = 64;
 /// The size of all header names and values together, in bytes.
 pub const HEADERS_BYTES_MAX: usize = 16 * 1024;
+/// The largest [`Envelope::origin`], in bytes: a message with a whole workflow in it, whose steps have arguments of their own.
+pub const ORIGIN_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A task cannot be delayed for longer.
 pub const DELAY_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
 /// The largest result that is stored, in bytes.
@@ -174,6 +176,8 @@ pub struct Envelope {
     pub workflow: Option<TaskId>,
     /// Where it came from.
     pub source: Source,
+    /// What a bridge keeps of the message that it was, to answer whoever sent it. Means nothing to the engine.
+    pub origin: Option<Json>,
 }
 
 impl Envelope {
@@ -203,6 +207,10 @@ impl Envelope {
         let headers_size: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         if self.headers.len() > HEADERS_MAX || headers_size > HEADERS_BYTES_MAX {
             return Err(InvalidEnvelope::HeadersTooLarge { name: self.name.clone() });
+        }
+        let size = self.origin.as_ref().map_or(0, |origin| origin.as_str().len());
+        if size > ORIGIN_BYTES_MAX {
+            return Err(InvalidEnvelope::OriginTooLarge { name: self.name.clone(), size });
         }
         let delay = match self.due {
             Due::Now => Duration::ZERO,
@@ -269,6 +277,7 @@ impl Envelope {
             flow: None,
             workflow: None,
             source: Source::Client,
+            origin: None,
         }
     }
 }
@@ -293,6 +302,14 @@ pub enum InvalidEnvelope {
     HeadersTooLarge {
         /// The task.
         name: TaskName,
+    },
+    /// Too much of its message is to be kept.
+    #[error("the message of `{name}` has {size} bytes besides its arguments, the limit is {ORIGIN_BYTES_MAX}")]
+    OriginTooLarge {
+        /// The task.
+        name: TaskName,
+        /// The size, in bytes.
+        size: usize,
     },
     /// Delayed for too long.
     #[error("`{name}` is due in more than ten years")]
@@ -383,6 +400,8 @@ struct Stored {
     workflow: Option<TaskId>,
     #[serde(default, skip_serializing_if = "is_default")]
     source: Source,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Json>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -420,6 +439,7 @@ impl Stored {
             flow: envelope.flow.clone(),
             workflow: envelope.workflow.clone(),
             source: envelope.source.clone(),
+            origin: envelope.origin.clone(),
         }
     }
 
@@ -450,6 +470,7 @@ impl Stored {
             flow: self.flow,
             workflow: self.workflow,
             source: self.source,
+            origin: self.origin,
         }
     }
 }

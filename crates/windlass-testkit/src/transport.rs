@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use windlass_core::backend::Demand;
-use windlass_core::bridge::{Answer, LetGo, Message, Tag, Taken, Transport, TransportError};
+use windlass_core::bridge::{
+    Answer, Concern, Identity, LetGo, Message, Returned, Tag, Taken, Transport, TransportError,
+};
 use windlass_core::{DeliveryId, Envelope, NodeId};
 
 /// The header of tasks whose producers want to hear of them.
@@ -45,6 +47,7 @@ struct Inner {
 struct Sent {
     id: DeliveryId,
     message: Message,
+    identity: Identity,
     /// Somebody has taken it before.
     again: bool,
 }
@@ -82,7 +85,17 @@ impl MemoryTransport {
 
     /// A producer sends anything.
     pub fn send_message(&self, id: &str, message: Message) {
-        self.shared.inner.lock().waiting.push_back(Sent { id: DeliveryId::known(id), message, again: false });
+        self.queue(id, message, Identity::Own);
+    }
+
+    /// A producer sends a task through a transport without identities: this one is made of what the message says.
+    pub fn send_without_identity(&self, says: &str, envelope: Envelope) {
+        self.queue(says, Message::Task(Box::new(envelope)), Identity::First);
+    }
+
+    fn queue(&self, id: &str, message: Message, identity: Identity) {
+        let sent = Sent { id: DeliveryId::known(id), message, identity, again: false };
+        self.shared.inner.lock().waiting.push_back(sent);
         self.shared.changed.notify_waiters();
     }
 
@@ -174,7 +187,7 @@ impl Inner {
             self.last_tag += 1;
             let tag = Tag(Arc::from(self.last_tag.to_be_bytes()));
             held.push((tag.clone(), sent.clone()));
-            taken.push(Taken { id: sent.id, tag, message: sent.message });
+            taken.push(Taken { id: sent.id, identity: sent.identity, tag, message: sent.message });
         }
         taken
     }
@@ -236,19 +249,19 @@ impl Transport for MemoryTransport {
         self.ask(|inner| tags.iter().map(|tag| inner.accept(tag)).collect()).await
     }
 
-    async fn put_back(&self, tags: &[Tag]) -> Result<(), TransportError> {
+    async fn put_back(&self, tags: &[Tag], _why: Returned) -> Result<(), TransportError> {
         self.ask(|inner| {
             for tag in tags.iter().rev() {
                 if let Some(sent) = inner.release(tag) {
-                    inner.waiting.push_front(Sent { again: true, ..sent });
+                    inner.waiting.push_front(Sent { again: true, identity: Identity::Own, ..sent });
                 }
             }
         })
         .await
     }
 
-    fn concerns(&self, envelope: &Envelope) -> bool {
-        envelope.headers.contains_key(ANSWERED)
+    fn concern(&self, envelope: &Envelope) -> Concern {
+        if envelope.headers.contains_key(ANSWERED) { Concern::Everything } else { Concern::Nothing }
     }
 
     async fn answer(&self, answers: &[Answer]) -> Result<(), TransportError> {
@@ -260,7 +273,11 @@ impl Transport for MemoryTransport {
             let dead = inner.held.extract_if(|node, _| !living.contains(node));
             let messages: Vec<_> = dead.flat_map(|(_, held)| held).collect();
             let recovered = messages.len() as u64;
-            inner.waiting.extend(messages.into_iter().map(|(_, sent)| Sent { again: true, ..sent }));
+            inner.waiting.extend(messages.into_iter().map(|(_, sent)| Sent {
+                again: true,
+                identity: Identity::Own,
+                ..sent
+            }));
             recovered
         })
         .await

@@ -460,24 +460,66 @@ async fn a_message_that_could_not_be_accepted_is_accepted_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn producers_hear_what_became_of_their_tasks_in_order_after_it_was_recorded() {
+async fn how_a_task_ends_is_told_before_it_is_recorded_and_not_recorded_while_it_cannot_be_told() {
     let rig = Rig::new();
     let bridge = rig.bridge();
     rig.transport.send("t:1", answered("work"));
     rig.transport.send("t:2", task("unheard"));
     let claims = claim(&bridge, 2).await;
     rig.transport.cut();
-    bridge.settle(&claims.iter().map(succeeded).collect::<Vec<_>>()).await.expect("settled");
-    assert_eq!(rig.transport.answers().len(), 0);
+    bridge.settle(&claims.iter().map(succeeded).collect::<Vec<_>>()).await.expect_err("nobody can be told");
+    assert!(rig.records().await.iter().all(|record| record.state == State::Running));
     rig.transport.mend();
-    tokio::time::advance(Duration::from_secs(1)).await;
-    bridge.tick(&node("n1")).await.expect("it ticks");
+    bridge.settle(&claims.iter().map(succeeded).collect::<Vec<_>>()).await.expect("settled");
     let news: Vec<News> = rig.transport.answers().into_iter().map(|answer| answer.news).collect();
     assert_eq!(news, [News::Started(node("n1")), News::Settled(succeeded(&claims[0]).verdict)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_settle_whose_answer_was_lost_is_answered_once_and_a_lost_task_never() {
+async fn an_attempt_that_may_have_lost_its_lease_is_told_only_when_it_is_recorded() {
+    let rig = Rig::new();
+    let bridge = rig.bridge();
+    rig.transport.send("t:1", answered("slow"));
+    let claims = claim(&bridge, 1).await;
+    tokio::time::advance(LEASE).await;
+    rig.store.tick(&node("n2")).await.expect("it ticks");
+    assert_eq!(bridge.settle(&[succeeded(&claims[0])]).await.expect("settled"), [Settlement::Stale]);
+    bridge.tick(&node("n1")).await.expect("it ticks");
+    assert!(!rig.transport.answers().iter().any(|answer| matches!(answer.news, News::Settled(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_message_becomes_a_dead_letter_that_can_be_retried_and_is_answered() {
+    let rig = Rig::new();
+    let bridge = rig.bridge();
+    let failure = Failure::new("not_registered", "nobody here knows it");
+    rig.transport.send_message("t:1", Message::Refused(Box::new(answered("strange")), failure.clone()));
+    assert!(claim(&bridge, 1).await.is_empty());
+    let dead = rig.records().await.remove(0);
+    assert_eq!(
+        (dead.state, dead.failure, dead.envelope.name.as_str()),
+        (State::Dead, Some(failure.clone()), "strange")
+    );
+    let news: Vec<News> = rig.transport.answers().into_iter().map(|answer| answer.news).collect();
+    assert_eq!(news, [News::Settled(Verdict::Dead { reason: DeadReason::Malformed, failure })]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_transport_without_identities_a_second_message_of_the_same_words_is_a_second_run() {
+    let rig = Rig::new();
+    let bridge = rig.bridge();
+    rig.transport.send_without_identity("work", answered("work"));
+    assert_eq!(claim(&bridge, 1).await.len(), 1);
+    rig.transport.send_without_identity("work", answered("work"));
+    rig.transport.send_without_identity("work", answered("work"));
+    let mut claims = claim(&bridge, 10).await;
+    claims.extend(claim(&bridge, 10).await);
+    assert_eq!(claims.len(), 2);
+    assert_eq!((rig.transport.waiting(), rig.transport.held()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settle_whose_answer_was_lost_is_told_once_and_a_lost_task_never() {
     let rig = Rig::new();
     let (bridge, line) = rig.bad_bridge(1, Faults::NONE);
     rig.transport.send("t:1", answered("work"));

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::warn;
 
-use super::transport::{Answer, News};
-use crate::backend::{BATCH_MAX, Claim, Receipt, Settled, Settlement};
-use crate::view::Record;
+use super::transport::{Answer, Concern, News};
+use crate::backend::{BATCH_MAX, Claim, Receipt, Renewed, Settled, Settlement};
 use crate::{Envelope, NodeId};
 
 /// The most answers that wait while the transport cannot be reached; then the oldest go.
@@ -32,65 +33,108 @@ struct Inner {
 struct Held {
     envelope: Arc<Envelope>,
     attempt: u32,
-    /// A settle of it failed, and may have been recorded.
-    doubtful: bool,
+    since: Instant,
+    /// Until then nobody else can have it.
+    surely_until: Instant,
+    lease: Duration,
+    /// Its end was told before it was recorded.
+    told: bool,
+}
+
+impl Held {
+    fn answer(&self, news: News, now: Instant) -> Answer {
+        let ran = now.saturating_duration_since(self.since);
+        Answer { envelope: Arc::clone(&self.envelope), attempt: self.attempt, ran, news }
+    }
 }
 
 impl Answers {
-    /// These tasks begin on this node.
-    pub(super) fn claimed<'a>(&self, claims: impl Iterator<Item = &'a Claim>, node: &NodeId) {
+    /// These tasks begin on this node. The lease counts from before they were claimed.
+    pub(super) fn claimed<'a>(
+        &self,
+        claims: impl Iterator<Item = (&'a Claim, Concern)>,
+        node: &NodeId,
+        lease: Duration,
+        asked_at: Instant,
+    ) {
+        let now = Instant::now();
         let mut inner = self.inner.lock();
-        for claim in claims {
-            let (envelope, attempt) = (Arc::clone(&claim.envelope), claim.attempt);
-            let held = Held { envelope: Arc::clone(&envelope), attempt, doubtful: false };
+        for (claim, concern) in claims {
+            if concern == Concern::Nothing {
+                continue;
+            }
+            let held = Held {
+                envelope: Arc::clone(&claim.envelope),
+                attempt: claim.attempt,
+                since: now,
+                surely_until: asked_at + lease,
+                lease,
+                told: false,
+            };
+            if concern == Concern::Everything {
+                inner.add(held.answer(News::Started(node.clone()), now));
+            }
             inner.held.insert(claim.receipt.clone(), held);
-            inner.add(Answer { envelope, attempt, news: News::Started(node.clone()) });
         }
     }
 
-    /// This one is somebody else's now.
-    pub(super) fn lost(&self, receipt: &Receipt) {
-        self.inner.lock().held.remove(receipt);
-    }
-
-    /// A settle of these failed.
-    pub(super) fn doubt(&self, settled: &[Settled]) {
+    /// What became of a lease that was asked for then.
+    pub(super) fn renewed(&self, receipt: &Receipt, renewed: Renewed, lease: Duration, asked_at: Instant) {
         let mut inner = self.inner.lock();
-        for one in settled {
-            if let Some(held) = inner.held.get_mut(&one.receipt) {
-                held.doubtful = true;
+        match renewed {
+            Renewed::Lost => drop(inner.held.remove(receipt)),
+            Renewed::Held | Renewed::Cancelled => {
+                if let Some(held) = inner.held.get_mut(receipt) {
+                    held.surely_until = asked_at + lease;
+                }
             }
         }
     }
 
-    /// These are settled. Answers what there would be to say of those that are stale, though an earlier settle of them may
-    /// have counted.
-    pub(super) fn settled(&self, settled: &[Settled], settlements: &[Settlement]) -> Vec<Answer> {
+    /// Of these, the ends that are still to be told, of tasks that somebody else may have by now; and the lease to ask for.
+    pub(super) fn doubtful(&self, settled: &[Settled], now: Instant) -> Option<(Vec<Receipt>, Duration)> {
+        let inner = self.inner.lock();
+        let doubtful = |one: &&Settled| inner.untold(one).is_some_and(|held| held.surely_until <= now);
+        let receipts: Vec<Receipt> = settled.iter().filter(doubtful).map(|one| one.receipt.clone()).collect();
+        let lease = receipts.first().and_then(|receipt| inner.held.get(receipt))?.lease;
+        Some((receipts, lease))
+    }
+
+    /// What is told before these are recorded: ends of tasks that nobody else can have.
+    pub(super) fn before(&self, settled: &[Settled], now: Instant) -> Vec<Answer> {
+        let inner = self.inner.lock();
+        let ends = settled.iter().filter_map(|one| {
+            let held = inner.untold(one).filter(|held| now < held.surely_until)?;
+            Some(held.answer(News::Settled(one.verdict.clone()), now))
+        });
+        ends.collect()
+    }
+
+    /// What [`Answers::before`] said at that time was told.
+    pub(super) fn told(&self, settled: &[Settled], now: Instant) {
         let mut inner = self.inner.lock();
-        let mut doubtful = Vec::new();
+        for one in settled.iter().filter(|one| one.verdict.state().is_final()) {
+            if let Some(held) = inner.held.get_mut(&one.receipt).filter(|held| now < held.surely_until) {
+                held.told = true;
+            }
+        }
+    }
+
+    /// These are settled: what was not told yet is told now, if it counts.
+    pub(super) fn settled(&self, settled: &[Settled], settlements: &[Settlement]) {
+        let now = Instant::now();
+        let mut inner = self.inner.lock();
         for (one, settlement) in settled.iter().zip(settlements) {
             let Some(held) = inner.held.remove(&one.receipt) else { continue };
-            let news = News::Settled(one.verdict.clone());
-            let answer = Answer { envelope: held.envelope, attempt: held.attempt, news };
-            match settlement {
-                Settlement::Applied => inner.add(answer),
-                Settlement::Stale if held.doubtful => doubtful.push(answer),
-                Settlement::Stale => {}
+            if !held.told && *settlement == Settlement::Applied {
+                inner.add(held.answer(News::Settled(one.verdict.clone()), now));
             }
         }
-        doubtful
     }
 
-    /// Of these answers, those are true that their tasks' records bear out.
-    pub(super) fn resolve(&self, doubtful: Vec<Answer>, records: &[Option<Record>]) {
-        let mut inner = self.inner.lock();
-        for (answer, record) in doubtful.into_iter().zip(records) {
-            let News::Settled(verdict) = &answer.news else { continue };
-            if record.as_ref().is_some_and(|record| record.state == verdict.state() && record.attempt == answer.attempt)
-            {
-                inner.add(answer);
-            }
-        }
+    /// Something that is to be told in its turn.
+    pub(super) fn add(&self, answer: Answer) {
+        self.inner.lock().add(answer);
     }
 
     /// The next answers to be sent, unless somebody else sends.
@@ -113,12 +157,25 @@ impl Answers {
         }
     }
 
+    /// As [`Answers::end`], when something was begun.
+    pub(super) fn end_if_begun(&self, batch: Vec<Answer>, begun: bool, sent: bool) {
+        if begun {
+            self.end(batch, sent);
+        }
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.inner.lock().waiting.len()
     }
 }
 
 impl Inner {
+    /// The task of an end that was not told yet.
+    fn untold(&self, settled: &Settled) -> Option<&Held> {
+        let held = self.held.get(&settled.receipt).filter(|held| !held.told)?;
+        settled.verdict.state().is_final().then_some(held)
+    }
+
     fn add(&mut self, answer: Answer) {
         if self.waiting.len() >= ANSWERS_MAX {
             warn!("answers wait for too long; the oldest is given up, its task is in the store");

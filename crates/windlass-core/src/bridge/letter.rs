@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::transport::{Malformed, Message, Taken};
 use crate::adoption::Delivery;
+use crate::envelope::ORIGIN_BYTES_MAX;
 use crate::{Args, Due, Envelope, Failure, TaskId, TaskName, Timestamp};
 
 /// How much of a malformed message is kept, in bytes.
@@ -20,6 +21,10 @@ pub(super) fn delivery(taken: &Taken, now: Timestamp) -> Delivery {
             Ok(()) => ((**envelope).clone(), None),
             Err(invalid) => (bare(envelope), Some(Failure::new(CLASS, invalid))),
         },
+        Message::Refused(envelope, failure) => match envelope.check(now) {
+            Ok(()) => ((**envelope).clone(), Some(failure.clone())),
+            Err(_) => (bare(envelope), Some(failure.clone())),
+        },
         Message::Malformed(malformed) => (letter(malformed), Some(Failure::new(CLASS, &malformed.reason))),
     };
     Delivery { id: taken.id.clone(), envelope, flaw }
@@ -32,6 +37,7 @@ fn bare(envelope: &Envelope) -> Envelope {
         priority: envelope.priority,
         key: envelope.key.clone(),
         due: Due::Now,
+        origin: envelope.origin.clone().filter(|origin| origin.as_str().len() <= ORIGIN_BYTES_MAX),
         ..Envelope::new(envelope.name.clone(), envelope.queue.clone(), Args::none())
     }
 }
@@ -73,12 +79,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::bridge::Tag;
+    use crate::bridge::{Identity, Tag};
     use crate::envelope::DELAY_MAX;
     use crate::{DeliveryId, QueueName};
 
     fn taken(message: Message) -> Taken {
-        Taken { id: DeliveryId::known("bridge:1"), tag: Tag(Arc::from([])), message }
+        Taken { id: DeliveryId::known("bridge:1"), identity: Identity::Own, tag: Tag(Arc::from([])), message }
     }
 
     fn malformed(raw: &[u8]) -> Malformed {

@@ -1,12 +1,14 @@
 //! What a bridge asks of a foreign transport.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::backend::Demand;
 use crate::error::BoxError;
-use crate::{DeliveryId, Envelope, NodeId, QueueName, TaskId, TaskName, Verdict};
+use crate::view::NodeInfo;
+use crate::{DeliveryId, Envelope, Failure, NodeId, QueueName, TaskId, TaskName, Verdict};
 
 /// The header of an envelope that was stored under another id than its producer gave it: that id.
 pub const DELIVERED_AS: &str = "windlass-delivered-as";
@@ -26,18 +28,50 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     async fn accept(&self, tags: &[Tag]) -> Result<Vec<LetGo>, TransportError>;
 
     /// Gives messages back: they are delivered again, to anybody. Safe to repeat.
-    async fn put_back(&self, tags: &[Tag]) -> Result<(), TransportError>;
+    ///
+    /// A transport whose messages have no identity of their own must deliver those that are [`Returned::Doubtful`] under the
+    /// same [`DeliveryId`] again: the store may have them.
+    async fn put_back(&self, tags: &[Tag], why: Returned) -> Result<(), TransportError>;
 
-    /// Whether somebody at the other end hears of what becomes of this task. Cheap.
-    fn concerns(&self, envelope: &Envelope) -> bool;
+    /// What somebody at the other end wants to hear of this task. Cheap.
+    fn concern(&self, envelope: &Envelope) -> Concern;
 
-    /// Tells what became of tasks, in their producers' format; in this order. After an error the same answers come again.
+    /// Tells what became of tasks, in their producers' format; in this order. After an error the same answers come again, and
+    /// after a crash some of them do: an answer that was given already must do no harm.
     async fn answer(&self, answers: &[Answer]) -> Result<(), TransportError>;
 
     /// Makes messages deliverable again that other nodes than these have taken: they are dead, and some of them may have died
     /// before anybody knew of them. A node that has just begun may be missing here; what it has taken is then known, or new, to
     /// whoever gets it again. Answers how many.
     async fn recover(&self, living: &[NodeId]) -> Result<u64, TransportError>;
+
+    /// The queues that a node takes from which was started with these: somebody at the other end may have changed them.
+    fn queues(&self, begun_with: &[QueueName]) -> Vec<QueueName> {
+        begun_with.to_vec()
+    }
+
+    /// What the node is and does now: it has just said so to the store.
+    fn beat(&self, _node: &NodeInfo) {}
+}
+
+/// Why messages are put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Returned {
+    /// They are not stored.
+    Unstored,
+    /// Nobody knows whether they are stored: the store did not answer.
+    Doubtful,
+}
+
+/// What somebody wants to hear of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concern {
+    /// Nothing.
+    Nothing,
+    /// What became of each attempt.
+    Ends,
+    /// When an attempt begins, besides.
+    Everything,
 }
 
 /// A message that was taken.
@@ -45,10 +79,22 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
 pub struct Taken {
     /// The transport's own identity of the delivery.
     pub id: DeliveryId,
+    /// What the identity is worth.
+    pub identity: Identity,
     /// How the transport finds it again.
     pub tag: Tag,
     /// What it says.
     pub message: Message,
+}
+
+/// What a transport's identity of a delivery is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// It is that of one message: who knows it has the message.
+    Own,
+    /// The transport has none, and this one is made of what the message says. Nobody has been given this message before, so
+    /// one that is known is an earlier one that says the same.
+    First,
 }
 
 /// What only the transport understands.
@@ -60,6 +106,9 @@ pub struct Tag(pub Arc<[u8]>);
 pub enum Message {
     /// It asks for a task.
     Task(Box<Envelope>),
+    /// It asks for a task that the other end does not expect to be run: it becomes a dead letter, which can be retried, and is
+    /// answered as one that has failed.
+    Refused(Box<Envelope>, Failure),
     /// It makes no sense: it becomes a dead letter.
     Malformed(Malformed),
 }
@@ -84,6 +133,9 @@ pub struct Malformed {
 pub enum LetGo {
     /// It cannot: it was taken once, and this taker still had it.
     Certainly,
+    /// It cannot, unless the other end loses what it was told just now: it does not say that it has heard. The store remembers
+    /// the delivery for a minute more.
+    Unconfirmed,
     /// It was delivered before, or was taken away meanwhile: somebody who is slow, and was thought dead, may still have it.
     Perhaps,
 }
@@ -93,8 +145,10 @@ pub enum LetGo {
 pub struct Answer {
     /// The task.
     pub envelope: Arc<Envelope>,
-    /// The number of the attempt.
+    /// The number of the attempt; 0 when none has begun.
     pub attempt: u32,
+    /// For how long this attempt has been held.
+    pub ran: Duration,
     /// What happened.
     pub news: News,
 }
@@ -111,8 +165,13 @@ impl Answer {
 pub enum News {
     /// An attempt begins on this node.
     Started(NodeId),
-    /// An attempt ended so, and the store has recorded it.
+    /// An attempt ended so. One that ends its task is told **before** the store records it, while its lease is held: a node
+    /// that dies in between has the task run again, and its producer hears of it twice rather than never. One that does not end
+    /// its task, or whose lease may have been lost, is told when it is recorded.
     Settled(Verdict),
+    /// The task ended so without a holder: it was cancelled or expired while it waited, or was poison. Every node of the bridge
+    /// may say it; who has said something final of the task before is not contradicted.
+    Ended(Verdict),
 }
 
 /// A transport that cannot do what it was asked. It is asked again, later and later.

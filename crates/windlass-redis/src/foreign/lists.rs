@@ -141,17 +141,19 @@ impl Lists {
         Ok(taken)
     }
 
-    /// Lets messages go that were adopted.
+    /// Lets messages go that were adopted. Answers how many of them were still held here; who has been silent for too long may
+    /// have been taken for dead.
     ///
     /// # Errors
     /// [`StoreError`]; repeat it.
-    pub async fn accept(&self, tokens: &[String]) -> Result<(), StoreError> {
+    pub async fn accept(&self, tokens: &[String]) -> Result<usize, StoreError> {
         if tokens.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let mut command = vec![b"HDEL".to_vec(), self.holding()];
         command.extend(tokens.iter().map(|token| token.clone().into_bytes()));
-        self.line.ask(&command).await.map(drop)
+        let held = self.line.ask(&command).await?.number();
+        Ok(held.and_then(|held| usize::try_from(held).ok()).unwrap_or(0))
     }
 
     /// Puts messages back to where they were, to be served next.

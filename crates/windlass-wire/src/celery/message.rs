@@ -11,7 +11,7 @@ use windlass_core::envelope::{HEADERS_BYTES_MAX, HEADERS_MAX};
 use windlass_core::{Args, Due, Envelope, Json, Priority, QueueName, TaskId, TaskName, Timestamp};
 
 use super::canvas::Canvas;
-use super::request::{Protocol, REQUEST_HEADER, Request};
+use super::request::{Protocol, Request};
 use super::signature::{no_args, no_kwargs};
 use super::{body, repr};
 use crate::error::Malformed;
@@ -206,8 +206,7 @@ impl Message {
         envelope.soft_limit = request.timelimit.soft;
         envelope.result_ttl = (request.ignore_result == Some(true)).then_some(Duration::ZERO);
         envelope.workflow = root.and_then(|root| TaskId::new(root).ok());
-        // A stranger's header must not pass for a request of ours.
-        for (name, value) in request.extra.iter().filter(|(name, _)| *name != REQUEST_HEADER) {
+        for (name, value) in &request.extra {
             let value = value.as_str().map_or_else(|| Cow::Owned(value.to_string()), Cow::Borrowed);
             envelope.headers.insert(name.clone(), value.into_owned());
         }
@@ -230,6 +229,7 @@ impl Message {
         next.request.retries = self.request.retries.saturating_add(1);
         next.request.eta = Some(eta);
         next.request.redelivered = false;
+        next.request.delivery_tag = None;
         if next.request.parent_id.is_none() {
             next.request.parent_id = Some(self.request.id.clone());
         }

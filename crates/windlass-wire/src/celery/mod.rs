@@ -7,9 +7,8 @@
 //!
 //! [`Message::decode`] reads a frame. A message is arguments and a [`Request`]: everything else that Celery says of a task.
 //! [`Message::envelope`] makes the task of it. An envelope has no place for a group, a chord or a reply queue, and a task
-//! may be retried by another node after a restart, so the request travels with the envelope: [`Request::attach`] puts it
-//! into the header [`REQUEST_HEADER`], in the same JSON as on the wire, and [`Request::of`] reads it back. A request with
-//! a large canvas does not fit into a header; `attach` then says so, and the bridge keeps [`Request::to_text`] elsewhere.
+//! may be retried by another node after a restart, so the request travels with the envelope: [`Request::attach`] makes it
+//! its origin, in the same JSON as on the wire, and [`Request::of`] reads it back.
 //!
 //! The canvas (callbacks, the rest of a chain, the body of a chord) stays Celery's: its steps may belong to Python
 //! workers, errbacks get the id of the task that failed, and every step is answered under its own id. [`follow`] says what
@@ -48,7 +47,7 @@ pub use canvas::Canvas;
 pub use event::Event;
 pub use message::{Broker, Message, Reading, Sending};
 pub use produce::{Producer, Unsendable};
-pub use request::{Protocol, REQUEST_HEADER, Request, TimeLimit};
+pub use request::{Protocol, Request, TimeLimit};
 pub use result::{ChordPart, Exception, ResultDocument, State};
 pub use signature::{SIGNATURES_MAX, Signature};
 pub use time::{delayed_routing_key, iso_time, parse_time, undelayed_routing_key};

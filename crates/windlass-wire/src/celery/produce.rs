@@ -7,7 +7,7 @@ use windlass_core::flow::{FailurePolicy, Flow, GroupStep, Step};
 use windlass_core::{Due, Envelope, Feed, Json, QueueName, TaskId, Timestamp};
 
 use super::message::{Broker, Message};
-use super::request::{REQUEST_HEADER, Request, TimeLimit};
+use super::request::{Request, TimeLimit};
 use super::signature::{Signature, no_args, no_kwargs};
 use super::time::iso_time;
 use crate::error::Malformed;
@@ -183,6 +183,5 @@ fn arguments(envelope: &Envelope, feed: Feed) -> Result<(Json, Json), Unsendable
 }
 
 fn headers(headers: &BTreeMap<String, String>) -> Map<String, Value> {
-    let own = headers.iter().filter(|(name, _)| *name != REQUEST_HEADER);
-    own.map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect()
+    headers.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect()
 }

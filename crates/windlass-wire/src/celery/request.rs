@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
+use serde::Deserialize;
 use serde_json::{Map, Number, Value, json};
-use windlass_core::envelope::{HEADERS_BYTES_MAX, HEADERS_MAX};
-use windlass_core::{Envelope, Timestamp};
+use windlass_core::envelope::ORIGIN_BYTES_MAX;
+use windlass_core::{Envelope, Json, Timestamp};
 
 use super::canvas::Canvas;
 use super::time::{iso_time, parse_time};
@@ -13,8 +14,8 @@ use crate::error::Malformed;
 use crate::frame::Properties;
 use crate::json;
 
-/// The header of an envelope that a request travels in.
-pub const REQUEST_HEADER: &str = "celery";
+/// What the origin of an envelope says first when it is a request.
+const WIRE: &str = "celery";
 /// The format of a request inside of an envelope. Members may be added; anything else raises it.
 const VERSION: u64 = 1;
 
@@ -96,6 +97,8 @@ pub struct Request {
     pub routing_key: String,
     /// The transport says that it was delivered before.
     pub redelivered: bool,
+    /// What the transport calls this message; on Redis no other message has it.
+    pub delivery_tag: Option<String>,
 }
 
 impl Request {
@@ -131,6 +134,7 @@ impl Request {
             exchange: String::new(),
             routing_key: String::new(),
             redelivered: false,
+            delivery_tag: None,
         }
     }
 
@@ -139,22 +143,20 @@ impl Request {
         self.shadow.as_deref().unwrap_or(&self.task)
     }
 
-    /// Puts the request into the envelope's header [`REQUEST_HEADER`].
+    /// Keeps the request as the envelope's [`origin`](Envelope::origin).
     ///
     /// # Errors
-    /// [`Malformed::TooLarge`] when the envelope's headers would break their limit, which a large canvas does: keep
-    /// [`Request::to_text`] elsewhere then. The envelope is unchanged.
+    /// [`Malformed::TooLarge`] for a canvas over the limit of an origin. The envelope is unchanged.
     pub fn attach(&self, envelope: &mut Envelope) -> Result<(), Malformed> {
         let text = self.to_text();
-        let others: usize = envelope.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let size = others + REQUEST_HEADER.len() + text.len();
-        if size > HEADERS_BYTES_MAX {
-            return Err(Malformed::TooLarge { part: "request with its canvas", size, max: HEADERS_BYTES_MAX });
+        if text.len() > ORIGIN_BYTES_MAX {
+            return Err(Malformed::TooLarge {
+                part: "request with its canvas",
+                size: text.len(),
+                max: ORIGIN_BYTES_MAX,
+            });
         }
-        if envelope.headers.len() >= HEADERS_MAX {
-            return Err(Malformed::TooMany { part: "headers of the envelope", max: HEADERS_MAX });
-        }
-        envelope.headers.insert(REQUEST_HEADER.to_owned(), text);
+        envelope.origin = Some(Json::trusted(text));
         Ok(())
     }
 
@@ -163,7 +165,15 @@ impl Request {
     /// # Errors
     /// As [`Request::from_text`].
     pub fn of(envelope: &Envelope) -> Result<Option<Self>, Malformed> {
-        envelope.headers.get(REQUEST_HEADER).map(|text| Self::from_text(text)).transpose()
+        #[derive(Deserialize)]
+        struct Origin {
+            wire: String,
+        }
+        let Some(origin) = &envelope.origin else { return Ok(None) };
+        match serde_json::from_str(origin.as_str()) {
+            Ok(Origin { wire }) if wire == WIRE => Self::from_text(origin.as_str()).map(Some),
+            Ok(_) | Err(_) => Ok(None),
+        }
     }
 
     /// The request as JSON text, with headers, properties and canvas as on the wire.
@@ -176,6 +186,7 @@ impl Request {
             "exchange": self.exchange,
             "routing_key": self.routing_key,
             "redelivered": self.redelivered,
+            "delivery_tag": self.delivery_tag,
         });
         let protocol = match self.protocol {
             Protocol::One => 1,
@@ -184,7 +195,7 @@ impl Request {
         let headers = Value::Object(self.headers());
         let embed = if self.canvas.is_empty() { "null".to_owned() } else { self.canvas.encode() };
         format!(
-            r#"{{"v":{VERSION},"protocol":{protocol},"headers":{headers},"properties":{properties},"embed":{embed}}}"#
+            r#"{{"wire":"{WIRE}","v":{VERSION},"protocol":{protocol},"headers":{headers},"properties":{properties},"embed":{embed}}}"#
         )
     }
 
@@ -212,6 +223,7 @@ impl Request {
             exchange: text("exchange").unwrap_or_default(),
             routing_key: text("routing_key").unwrap_or_default(),
             redelivered: properties.get("redelivered").and_then(Value::as_bool) == Some(true),
+            delivery_tag: text("delivery_tag"),
             ..Properties::default()
         };
         let mut request = Self::decode(headers, &properties, canvas, &TimeZone::UTC)?;
@@ -265,6 +277,7 @@ impl Request {
             exchange: properties.exchange.clone(),
             routing_key: properties.routing_key.clone(),
             redelivered: properties.redelivered,
+            delivery_tag: properties.delivery_tag.clone(),
             protocol: Protocol::Two,
             extra: Map::new(),
             id,
