@@ -16,6 +16,8 @@ enum Role {
     Driver,
     /// Foreign formats as pure codecs.
     Wire,
+    /// Transports and formats together: what bridges ask.
+    Bridges,
     /// What users depend on; the only place that knows every driver.
     Facade,
     /// The HTTP API and the dashboard.
@@ -38,10 +40,10 @@ enum Role {
     Tooling,
 }
 
-use Role::{App, Cli, Core, Driver, Facade, Fakes, Kit, Macros, Proof, Servers, Testkit, Tooling, Web, Wire};
+use Role::{App, Bridges, Cli, Core, Driver, Facade, Fakes, Kit, Macros, Proof, Servers, Testkit, Tooling, Web, Wire};
 
 /// Every crate of the house by name. Applications and proofs are known by their folder instead.
-const HOUSE: [(&str, Role); 17] = [
+const HOUSE: [(&str, Role); 18] = [
     ("windlass", Facade),
     ("windlass-core", Core),
     ("windlass-macros", Macros),
@@ -52,6 +54,7 @@ const HOUSE: [(&str, Role); 17] = [
     ("windlass-sqlx", Driver),
     ("windlass-amqp", Driver),
     ("windlass-wire", Wire),
+    ("windlass-bridges", Bridges),
     ("windlass-web", Web),
     ("windlass-cli", Cli),
     ("windlass-testkit", Testkit),
@@ -70,11 +73,12 @@ impl Role {
             Tooling => &[Servers],
             Core => &[Macros],
             Driver | Wire | Web | Testkit => &[Core],
-            Facade => &[Core, Macros, Driver, Wire],
+            Bridges => &[Core, Driver, Wire],
+            Facade => &[Core, Macros, Driver, Wire, Bridges],
             Cli => &[Facade, Core, Web],
             Kit => &[Facade],
             App => &[Facade, Cli, Kit],
-            Proof => &[Facade, Core, Driver, Wire, Web, Cli, Testkit, Kit, Fakes, Servers, App],
+            Proof => &[Facade, Core, Driver, Wire, Bridges, Web, Cli, Testkit, Kit, Fakes, Servers, App],
         }
     }
 

@@ -141,6 +141,24 @@ impl Lists {
         Ok(taken)
     }
 
+    /// Those of these messages that are still held here.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn held(&self, tokens: &[String]) -> Result<Vec<Taken>, StoreError> {
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = vec![b"HMGET".to_vec(), self.holding()];
+        command.extend(tokens.iter().map(|token| token.clone().into_bytes()));
+        let entries = self.line.ask(&command).await?.list();
+        let held = tokens.iter().zip(entries).filter_map(|(token, entry)| {
+            let (list, message) = list_and_message(&entry.bytes()?)?;
+            Some(Taken { token: token.clone(), list, message })
+        });
+        Ok(held.collect())
+    }
+
     /// Lets messages go that were adopted. Answers how many of them were still held here; who has been silent for too long may
     /// have been taken for dead.
     ///

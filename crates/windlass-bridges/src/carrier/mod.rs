@@ -1,0 +1,94 @@
+//! Carriers: how raw messages get here, and how they are let go.
+//!
+//! | carrier | takes from | a message is identified by |
+//! |---|---|---|
+//! | [`RedisLists`] | the right end of Redis lists | what the wire finds in it, or the token under which it is held |
+//!
+//! A carrier knows nothing of what is in a message. Its errors are those of a [`Transport`](windlass_core::bridge::Transport).
+
+mod lists;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+use windlass_core::bridge::{LetGo, Returned, Tag, TransportError};
+use windlass_core::{QueueName, StoreError};
+use windlass_wire::Frame;
+
+pub use lists::{ListsOf, RedisLists, one_list};
+
+/// Moves raw messages of one transport.
+#[async_trait]
+pub trait Carrier: Send + Sync + std::fmt::Debug {
+    /// Takes up to `max` messages from these queues. Waits for the first one up to `wait`, or until `hush`.
+    async fn take(
+        &self,
+        queues: &[QueueName],
+        max: usize,
+        wait: Duration,
+        hush: &CancellationToken,
+    ) -> Result<Vec<Carried>, TransportError>;
+
+    /// Lets messages go that are stored; answers for each.
+    async fn accept(&self, tags: &[Tag]) -> Result<Vec<LetGo>, TransportError>;
+
+    /// Gives messages back.
+    async fn put_back(&self, tags: &[Tag], why: Returned) -> Result<(), TransportError>;
+
+    /// Says that this process lives and makes messages deliverable again that dead ones have taken. Answers how many.
+    async fn recover(&self) -> Result<u64, TransportError>;
+}
+
+/// A raw message that was taken.
+#[derive(Debug, Clone)]
+pub struct Carried {
+    /// How the carrier finds it again.
+    pub tag: Tag,
+    /// The carrier's own identity of it; `None` when it has none and only what the message says can tell.
+    pub identity: Option<String>,
+    /// Somebody has, or may have, had it before.
+    pub again: bool,
+    /// Where it was.
+    pub queue: QueueName,
+    /// What it is.
+    pub content: Content,
+}
+
+/// What a raw message is.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Bytes: an element of a list, the field of a stream.
+    Bytes(Vec<u8>),
+    /// Headers, properties and a body.
+    Frame(Box<Frame>),
+}
+
+impl Content {
+    /// The bytes, or those of the body: what a dead letter keeps.
+    pub fn raw(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Frame(frame) => &frame.body,
+        }
+    }
+}
+
+/// What a Redis server said, as the word of a transport.
+pub(crate) fn of_store(error: StoreError) -> TransportError {
+    if error.is_transient() {
+        TransportError::Unreachable(error.into())
+    } else {
+        TransportError::Refused(error.to_string())
+    }
+}
+
+/// A tag that is a text.
+pub(crate) fn tag(text: &str) -> Tag {
+    Tag(text.as_bytes().into())
+}
+
+/// The text of such a tag.
+pub(crate) fn text_of(tag: &Tag) -> String {
+    String::from_utf8_lossy(&tag.0).into_owned()
+}

@@ -1,0 +1,14 @@
+//! Bridges: foreign formats on foreign transports, in front of a store.
+//!
+//! A bridge of the engine ([`windlass_core::bridge`]) asks a [`Transport`](windlass_core::bridge::Transport) for messages and
+//! tells it what became of them. Here are those transports: each joins a **carrier**, which moves bytes and knows when they
+//! are safe ([`carrier`]), and a **wire**, which knows what the bytes mean ([`windlass_wire`]).
+//!
+//! | module | who sends | over |
+//! |---|---|---|
+//! | [`celery`] | Celery producers, beat, other Celery workers | Redis lists, RabbitMQ |
+//!
+//! Whoever depends on this crate gets every driver that a bridge may need; applications use `windlass::connect`.
+
+pub mod carrier;
+pub mod celery;
