@@ -80,6 +80,16 @@ struct Desk {
 struct Queues {
     changed: AtomicBool,
     now: Mutex<Vec<QueueName>>,
+    bell: tokio::sync::Notify,
+}
+
+impl Queues {
+    /// Changes them; the node hears of it.
+    fn change(&self, change: impl FnOnce(&mut Vec<QueueName>)) {
+        change(&mut self.now.lock());
+        self.changed.store(true, Ordering::Relaxed);
+        self.bell.notify_one();
+    }
 }
 
 impl Celery {
@@ -100,7 +110,7 @@ impl Celery {
             events,
             revoked: Revoked::default(),
             time_limits: Mutex::default(),
-            queues: Queues { changed: AtomicBool::new(false), now: Mutex::new(options.queues) },
+            queues: Queues { now: Mutex::new(options.queues), ..Queues::default() },
             ended: Mutex::default(),
             node: Mutex::default(),
         });
@@ -193,6 +203,10 @@ impl Transport for Celery {
         } else {
             begun_with.to_vec()
         }
+    }
+
+    async fn queues_changed(&self) {
+        self.desk.queues.bell.notified().await;
     }
 
     fn beat(&self, node: &NodeInfo) {

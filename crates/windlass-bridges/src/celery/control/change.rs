@@ -1,7 +1,6 @@
 //! What `celery control` and the buttons of Flower change.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -194,14 +193,12 @@ async fn add_consumer(desk: &Desk, queue: &str) -> Value {
     if let Err(error) = desk.broker.declare(std::slice::from_ref(&name)).await {
         return answer::error(format!("OperationalError('{error}')"));
     }
-    desk.queues.now.lock().push(name.clone());
-    desk.queues.changed.store(true, Ordering::Relaxed);
+    desk.queues.change(|queues| queues.push(name.clone()));
     answer::ok(format!("add consumer {name}"))
 }
 
 fn cancel_consumer(desk: &Desk, queue: &str) -> Value {
-    desk.queues.now.lock().retain(|name| name.as_str() != queue);
-    desk.queues.changed.store(true, Ordering::Relaxed);
+    desk.queues.change(|queues| queues.retain(|name| name.as_str() != queue));
     answer::ok(format!("no longer consuming from {}", shown(queue)))
 }
 
