@@ -35,6 +35,30 @@ pub enum Feed {
     First,
 }
 
+/// Where a type that takes any field finds the positional arguments.
+///
+/// ```
+/// # extern crate windlass_core as windlass;
+/// use serde::{Deserialize, Serialize};
+/// use serde_json::{Map, Value};
+/// use windlass::Task;
+///
+/// /// Takes whatever it is given.
+/// #[derive(Task, Serialize, Deserialize)]
+/// struct Echo {
+///     #[serde(rename = "*", default)]
+///     args: Vec<Value>,
+///     #[serde(flatten)]
+///     kwargs: Map<String, Value>,
+/// }
+///
+/// let given = windlass::Args::new(Some(windlass::Json::parse("[1, 2]")?), None)?;
+/// let echo: Echo = given.decode(Echo::definition().fields.named(), &windlass::Feed::Nothing, None)?;
+/// assert_eq!(echo.args, [1, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub const ALL_POSITIONAL: &str = "*";
+
 impl Args {
     /// No arguments.
     pub const fn none() -> Self {
@@ -100,7 +124,8 @@ impl Args {
 
     /// Reads the arguments as the type of a task.
     ///
-    /// Positional arguments take the fields in their order. `fields` is `None` for a type that takes any field.
+    /// Positional arguments take the fields in their order. `fields` is `None` for a type that takes any field: it finds them as
+    /// a list in the field [`ALL_POSITIONAL`].
     ///
     /// # Errors
     /// [`InvalidArgs`] in words that name the argument: unknown, given twice, too many, missing, of the wrong type.
@@ -118,12 +143,35 @@ impl Args {
             }
             return read(text);
         }
+        if let (None, Feed::First | Feed::Nothing) = (fields, feed) {
+            let all = self.all_positional(if *feed == Feed::First { fed } else { None })?;
+            let list = serde_json::value::to_raw_value(&all).map_err(|error| InvalidArgs::Shape(error.to_string()))?;
+            let none = Self { positional: None, keyword: self.keyword.clone() };
+            let mut named = none.merge(&[], &Feed::Nothing, None)?;
+            if named.insert(ALL_POSITIONAL.to_owned(), &list).is_some() {
+                return Err(InvalidArgs::Twice(ALL_POSITIONAL.to_owned()));
+            }
+            let text = serde_json::to_string(&named).map_err(|error| InvalidArgs::Shape(error.to_string()))?;
+            return read(&text);
+        }
         let merged = self.merge(fields.unwrap_or_default(), feed, fed)?;
         let text = serde_json::to_string(&merged).map_err(|error| InvalidArgs::Shape(error.to_string()))?;
         if let Some(fields) = fields {
             check_names(&text, fields)?;
         }
         read(&text)
+    }
+
+    /// The positional arguments, the result of the task before in front.
+    fn all_positional<'a>(&'a self, fed: Option<&'a Json>) -> Result<Vec<&'a RawValue>, InvalidArgs> {
+        let mut positional: Vec<&RawValue> = match &self.positional {
+            Some(positional) => serde_json::from_str(positional.as_str()).map_err(InvalidArgs::shape)?,
+            None => Vec::new(),
+        };
+        if let Some(fed) = fed {
+            positional.insert(0, serde_json::from_str(fed.as_str()).map_err(InvalidArgs::shape)?);
+        }
+        Ok(positional)
     }
 
     /// One object of all arguments by name.
@@ -137,22 +185,17 @@ impl Args {
             Some(keyword) => serde_json::from_str(keyword.as_str()).map_err(InvalidArgs::shape)?,
             None => BTreeMap::new(),
         };
-        let fed: Option<&RawValue> =
-            fed.map(|json| serde_json::from_str(json.as_str())).transpose().map_err(InvalidArgs::shape)?;
-        let mut positional: Vec<&RawValue> = match &self.positional {
-            Some(positional) => serde_json::from_str(positional.as_str()).map_err(InvalidArgs::shape)?,
-            None => Vec::new(),
-        };
+        let positional = self.all_positional(fed.filter(|_| *feed == Feed::First))?;
         match (feed, fed) {
             (Feed::Field(name), Some(value)) => {
+                let value: &RawValue = serde_json::from_str(value.as_str()).map_err(InvalidArgs::shape)?;
                 // In place of the one that is there, under whichever of its names.
                 if let Some(field) = fields.iter().find(|field| field.name == name) {
                     merged.retain(|given, _| !field.answers_to(given));
                 }
                 merged.insert(name.clone(), value);
             }
-            (Feed::First, Some(value)) => positional.insert(0, value),
-            (Feed::Nothing, _) | (_, None) => {}
+            (Feed::First | Feed::Nothing, _) | (_, None) => {}
         }
         if positional.len() > fields.len() {
             return Err(InvalidArgs::TooMany { given: positional.len(), takes: fields.len() });

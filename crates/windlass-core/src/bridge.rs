@@ -159,6 +159,10 @@ impl Bridge {
                 hush.cancel();
                 (claims, taken.await)
             }
+            () = self.transport.queues_changed() => {
+                hush.cancel();
+                tokio::join!(claims, taken)
+            }
         };
         match claims {
             Ok(claims) => Ok((claims, taken)),
@@ -567,7 +571,6 @@ impl Backend for Bridge {
         if demand.max == 0 {
             return Ok(Vec::new());
         }
-        let demand = &Demand { queues: self.transport.queues(&demand.queues), ..demand.clone() };
         let deadline = Instant::now() + demand.wait.min(WAIT_MAX);
         self.catch_up().await;
         loop {
@@ -575,6 +578,7 @@ impl Backend for Bridge {
                 return Ok(Vec::new());
             }
             let asked_at = Instant::now();
+            let demand = &Demand { queues: self.transport.queues(&demand.queues), ..demand.clone() };
             let wait = deadline.saturating_duration_since(asked_at);
             let (mut claims, taken) = self.wait_for_either(demand, wait).await?;
             if !taken.is_empty() {

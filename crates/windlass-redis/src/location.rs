@@ -68,6 +68,24 @@ impl Location {
         Ok(self)
     }
 
+    /// The name of the server and its port; `None` when it is found otherwise.
+    pub fn server(&self) -> Option<(&str, u16)> {
+        match &self.place {
+            Place::Server(host) => Some((&host.name, host.port)),
+            Place::Socket(_) | Place::Sentinel { .. } | Place::Cluster(_) => None,
+        }
+    }
+
+    /// The user that it is entered as.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn is_tls(&self) -> bool {
+        self.tls != Tls::Off
+    }
+
     /// What every key begins with.
     pub(crate) fn prefix(&self) -> String {
         format!("{{{}}}:", self.namespace)

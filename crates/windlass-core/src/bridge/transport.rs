@@ -50,6 +50,11 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
         begun_with.to_vec()
     }
 
+    /// Ends when [`Transport::queues`] answers something else than before.
+    async fn queues_changed(&self) {
+        std::future::pending().await
+    }
+
     /// What the node is and does now: it has just said so to the store.
     fn beat(&self, _node: &NodeInfo) {}
 }

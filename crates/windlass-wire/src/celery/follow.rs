@@ -15,7 +15,7 @@ use windlass_core::{Json, Timestamp};
 
 use super::message::Message;
 use super::request::{Request, TimeLimit};
-use super::signature::{self, Signature};
+use super::signature::Signature;
 use super::time::parse_time;
 use crate::error::Malformed;
 use crate::json;
@@ -176,10 +176,7 @@ fn errbacks(
 /// Collects the tasks that will never run: a step, and the bodies of the chords in it.
 fn strand(step: &Signature, stranded: &mut Vec<Stranded>, depth: usize) -> Result<(), Malformed> {
     let body = step.inner_body()?;
-    let chord = match step.options.get("chord") {
-        None | Some(Value::Null) => None,
-        Some(chord) => Some(Box::new(signature::one("`chord`", chord.clone())?)),
-    };
+    let chord = step.counts_for()?;
     if let Some(id) = step.text("task_id") {
         stranded.push(Stranded {
             id: id.to_owned(),
@@ -266,10 +263,7 @@ impl<'u, 'p> Unfolding<'u, 'p> {
             place.group = signature.text("group_id").map(|group| (group.to_owned(), index));
         }
         if place.chord.is_none() {
-            place.chord = match signature.options.get("chord") {
-                None | Some(Value::Null) => None,
-                Some(chord) => Some(Box::new(signature::one("`chord`", chord.clone())?)),
-            };
+            place.chord = signature.counts_for()?;
         }
         place.chain.extend(signature.signatures("chain")?);
         match signature.task.as_str() {

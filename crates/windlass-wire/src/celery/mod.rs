@@ -37,7 +37,7 @@ pub mod event;
 pub mod follow;
 mod message;
 mod produce;
-mod repr;
+pub mod repr;
 mod request;
 pub mod result;
 mod signature;

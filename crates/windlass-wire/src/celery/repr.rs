@@ -6,15 +6,15 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use windlass_core::Json;
 
 /// The longest text that is shown, in characters.
-pub(super) const REPR_CHARS_MAX: usize = 1024;
+pub const REPR_CHARS_MAX: usize = 1024;
 
 /// Positional arguments as Python shows a tuple: `(1, 'a')`, `(1,)`, `()`.
-pub(super) fn args(args: &Json) -> String {
+pub fn args(args: &Json) -> String {
     show(args, Outer::Tuple)
 }
 
 /// Any value as Python shows it: `{'a': None}`, `True`.
-pub(super) fn value(value: &Json) -> String {
+pub fn value(value: &Json) -> String {
     show(value, Outer::Value)
 }
 

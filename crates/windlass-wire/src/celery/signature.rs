@@ -123,11 +123,22 @@ impl Signature {
     }
 
     /// An option that is text; `null` and other types count as absent.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
+    pub fn text(&self, name: &str) -> Option<&str> {
         self.options.get(name).and_then(Value::as_str)
     }
 
     /// An option in seconds; what is negative or no number counts as absent.
+    /// The chord that waits for it.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it is no signature.
+    pub fn counts_for(&self) -> Result<Option<Box<Self>>, Malformed> {
+        match self.options.get("chord") {
+            None | Some(Value::Null) => Ok(None),
+            Some(chord) => one("`chord`", chord.clone()).map(Box::new).map(Some),
+        }
+    }
+
     pub(super) fn seconds(&self, name: &str) -> Option<Duration> {
         self.options.get(name).and_then(Value::as_f64).and_then(|secs| Duration::try_from_secs_f64(secs).ok())
     }

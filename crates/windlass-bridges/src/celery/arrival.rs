@@ -1,0 +1,140 @@
+//! What a message that arrives asks for. Pure.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use uuid::Uuid;
+use windlass_core::bridge::{Identity, Malformed, Message};
+use windlass_core::{DeliveryId, Envelope, Failure, QueueName, TaskId, TaskName};
+use windlass_wire::celery::{self, Broker, Reading, Request};
+use windlass_wire::{Frame, kombu};
+
+use crate::carrier::{Carried, Content};
+
+/// The class of the failure of a task that no handler is registered for.
+pub(super) const NOT_REGISTERED: &str = "NotRegistered";
+
+/// What is known here when a message arrives.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) broker: Broker,
+    pub(super) reading: Reading,
+    /// The names of the tasks that have a handler here.
+    pub(super) registered: HashSet<String>,
+}
+
+/// Limits that an operator has set for tasks: hard, soft.
+pub(super) type TimeLimits = HashMap<String, (Option<Duration>, Option<Duration>)>;
+
+/// A message as it arrived.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) id: DeliveryId,
+    pub(super) identity: Identity,
+    pub(super) message: Message,
+    /// What it says of its task; `None` when it makes no sense.
+    pub(super) request: Option<Box<Request>>,
+}
+
+impl Reader {
+    /// Reads what a carrier brought.
+    pub(super) fn read(&self, carried: &Carried, limits: &TimeLimits) -> Arrival {
+        let decoded;
+        let frame = match &carried.content {
+            Content::Frame(frame) => Ok(&**frame),
+            Content::Bytes(bytes) => match kombu::decode(bytes) {
+                Ok(frame) => {
+                    decoded = frame;
+                    Ok(&decoded)
+                }
+                Err(malformed) => Err(malformed),
+            },
+        };
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(reason) => return letter(carried, None, &reason),
+        };
+        let message = match celery::Message::decode(frame, &self.reading) {
+            Ok(message) => message,
+            Err(reason) => return letter(carried, Some(frame), &reason),
+        };
+        match self.task(&message, &carried.queue, limits) {
+            Ok(read) => {
+                let (id, identity) = identity(carried, Some(frame));
+                Arrival { id, identity, message: read, request: Some(Box::new(message.request)) }
+            }
+            Err(reason) => letter(carried, Some(frame), &reason),
+        }
+    }
+
+    fn task(
+        &self,
+        message: &celery::Message,
+        queue: &QueueName,
+        limits: &TimeLimits,
+    ) -> Result<Message, windlass_wire::Malformed> {
+        let mut envelope = message.envelope(self.broker, queue.clone())?;
+        message.request.attach(&mut envelope)?;
+        if let Some((hard, soft)) = limits.get(envelope.name.as_str()) {
+            envelope.hard_limit = envelope.hard_limit.or(*hard);
+            envelope.soft_limit = envelope.soft_limit.or(*soft);
+        }
+        let envelope = Box::new(envelope);
+        if self.registered.contains(envelope.name.as_str()) {
+            return Ok(Message::Task(envelope));
+        }
+        let failure =
+            Failure::new(NOT_REGISTERED, format_args!("no handler for `{}` is registered here", envelope.name));
+        Ok(Message::Refused(envelope, failure))
+    }
+}
+
+/// A message that makes no sense.
+fn letter(carried: &Carried, frame: Option<&Frame>, reason: &windlass_wire::Malformed) -> Arrival {
+    let header = |name: &str| frame.and_then(|frame| frame.headers.get(name)?.as_str());
+    let (id, identity) = identity(carried, frame);
+    let malformed = Malformed {
+        queue: carried.queue.clone(),
+        name: header("task").and_then(|name| TaskName::new(name).ok()),
+        id: header("id").and_then(|id| TaskId::new(id).ok()),
+        reason: reason.to_string(),
+        raw: carried.content.raw().to_vec(),
+    };
+    Arrival { id, identity, message: Message::Malformed(malformed), request: None }
+}
+
+/// The identity of a message: the delivery tag that its producer gave it, what its carrier calls it, or what it says.
+fn identity(carried: &Carried, frame: Option<&Frame>) -> (DeliveryId, Identity) {
+    if let Some(tag) = frame.and_then(|frame| frame.properties.delivery_tag.as_deref()) {
+        return (delivery_id(&format!("celery:{tag}")), Identity::Own);
+    }
+    if let Some(identity) = &carried.identity {
+        return (delivery_id(&format!("celery:{identity}")), Identity::Own);
+    }
+    let said = match frame {
+        Some(frame) if frame.headers.get("id").is_some_and(serde_json::Value::is_string) => {
+            let header = |name: &str| frame.headers.get(name).map(ToString::to_string).unwrap_or_default();
+            format!("{}:{}:{}", carried.queue, header("id"), header("retries"))
+        }
+        Some(_) | None => {
+            format!("{}:{}", carried.queue, Uuid::new_v5(&Uuid::NAMESPACE_OID, carried.content.raw()))
+        }
+    };
+    let identity = if carried.again { Identity::Own } else { Identity::First };
+    (delivery_id(&format!("celery:{said}")), identity)
+}
+
+/// A text as an identity; one that is too long, or has characters that an identity has not, by its hash.
+fn delivery_id(text: &str) -> DeliveryId {
+    DeliveryId::new(text).unwrap_or_else(|_| {
+        DeliveryId::known(&format!("celery:{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())))
+    })
+}
+
+/// How often the task of this envelope was run before its message was sent: what Celery calls `request.retries` of the
+/// first attempt here.
+///
+/// 0 for tasks that are not Celery's.
+pub fn retries_of(envelope: &Envelope) -> u32 {
+    Request::of(envelope).ok().flatten().map_or(0, |request| request.retries)
+}
