@@ -95,6 +95,21 @@ async fn a_quorum_queue_joins_a_classic_one_whose_messages_are_held() {
 }
 
 #[tokio::test]
+async fn what_came_of_a_second_quorum_queue_goes_back_though_its_consumer_has_ended() {
+    let (url, names) = (rabbitmq_url(), [name("quorum-a"), name("quorum-b")]);
+    let queues = names.each_ref().map(|name| Queue::new(name).with("x-queue-type", "quorum"));
+    let (amqp, observer) = (consuming(&url, &queues).await, Observer::at(&url).await);
+    for queue in &names {
+        publish(&amqp, [message(queue, "x")]).await;
+    }
+    // Each consumer brings one at least; the acceptance ends them.
+    let taken = take(&amqp, 1, PATIENCE).await;
+    amqp.accept(&tags(&taken)).await.expect("it is open");
+    let other = names.iter().find(|name| ***name != *taken[0].queue).expect("another");
+    observer.until_ready(other, 1).await;
+}
+
+#[tokio::test]
 async fn queues_that_change_all_the_time_lose_nothing() {
     const COUNT: usize = 120;
     let (url, names) = (rabbitmq_url(), [name("storm-a"), name("storm-b"), name("storm-c")]);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::{Observer, PATIENCE, bodies, consuming, message, name, numbered, open, publish, tags, take, take_all};
 use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use windlass_amqp::{
@@ -178,6 +178,18 @@ async fn a_queue_that_is_there_otherwise_is_used_as_it_is_and_the_difference_is_
     );
     publish(&amqp, [Message { exchange, ..message("whatever", "x") }]).await;
     assert_eq!(bodies(&take_all(&amqp, 1).await), ["x"]);
+}
+
+#[tokio::test]
+async fn a_number_in_an_argument_is_the_same_in_every_width() {
+    let (url, queue) = (rabbitmq_url(), name("widths"));
+    let mut theirs = FieldTable::default();
+    theirs.insert("x-max-priority".into(), AMQPValue::ShortShortInt(10));
+    theirs.insert("x-message-ttl".into(), AMQPValue::LongInt(60_000));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    Observer::at(&url).await.declare(&queue, durable, theirs).await;
+    let amqp = consuming(&url, &[Queue::new(&queue).with("x-max-priority", 10).with("x-message-ttl", 60_000)]).await;
+    assert_eq!(amqp.differences(), []);
 }
 
 #[tokio::test]
