@@ -6,6 +6,7 @@ use jiff::tz::TimeZone;
 use windlass_core::bridge::{Bridge, Transport};
 use windlass_core::{Backend, NodeId, QueueName};
 
+use crate::carrier::amqp::CeleryQueues;
 use crate::celery::{self, Celery, ResultPlace};
 use crate::url::{BridgeUrl, InvalidUrl, Over, Wire};
 
@@ -43,6 +44,10 @@ pub async fn open(url: &BridgeUrl, side: Side, store: Arc<dyn Backend>) -> Resul
         (Wire::Celery, Over::Redis) => {
             let location = url.server().parse().map_err(|error| InvalidUrl(format!("{error}")))?;
             Arc::new(Celery::on_redis(location, celery_options(url, side)?, Arc::clone(&store)).await?)
+        }
+        (Wire::Celery, Over::Amqp) => {
+            let location = url.server().parse().map_err(|error| InvalidUrl(format!("{error}")))?;
+            Arc::new(Celery::on_amqp(location, celery_options(url, side)?, Arc::clone(&store)).await?)
         }
         _ => return Err(OpenError::Unknown(url.to_string())),
     };
@@ -83,5 +88,13 @@ fn celery_options(url: &BridgeUrl, side: Side) -> Result<celery::Options, Invali
     options.ignore_results = url.is_on("ignore-results")?;
     options.extended = url.is_on("extended")?;
     options.events = url.is_on("events")?;
+    let max_priority = url.get("max-priority").map(|text| {
+        text.parse::<u8>().map_err(|_| InvalidUrl(format!("`max-priority={text}`: write a number from 1 to 255")))
+    });
+    options.declared = match url.get("quorum") {
+        Some("topic") => CeleryQueues::QuorumDelayed,
+        _ if url.is_on("quorum")? => CeleryQueues::Quorum,
+        _ => CeleryQueues::Classic { max_priority: max_priority.transpose()? },
+    };
     Ok(options)
 }

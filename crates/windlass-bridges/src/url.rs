@@ -53,7 +53,11 @@ pub const OPTIONS: &[(&str, &[Wire], &str)] = {
         ("visibility", &[Celery], "how long a worker of Celery's may be silent before its messages are given back"),
         ("timezone", &[Celery], "the zone of times without one"),
         ("max-priority", &[Celery, TaskIq], "on RabbitMQ: x-max-priority of the queues, 1 to 255"),
-        ("quorum", &[Celery], "1: the queues are quorum queues"),
+        (
+            "quorum",
+            &[Celery],
+            "1: the queues are quorum queues; topic: bound to topic exchanges, where Celery delays messages",
+        ),
         ("kind", &[TaskIq], "on Redis: list, stream or pubsub"),
         ("serializer", &[TaskIq], "of results: pickle or json"),
         ("group", &[TaskIq], "of streams: the consumer group"),

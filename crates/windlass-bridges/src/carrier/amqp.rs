@@ -24,7 +24,7 @@ use windlass_core::QueueName;
 use windlass_core::bridge::{LetGo, Returned, Tag, TransportError};
 use windlass_wire::Frame;
 
-use super::{Carried, Carrier};
+use super::{Carried, Carrier, Content};
 
 pub use topology::{CeleryQueues, TaskiqProfile, TaskiqTopology, celery_topology, taskiq_topology};
 
@@ -104,6 +104,14 @@ pub fn all_confirmed(published: &[Published]) -> Result<(), TransportError> {
             published.len()
         ))),
         None => Ok(()),
+    }
+}
+
+/// The frame of a message that is not to be adopted: control, events. `None` when it cannot be read.
+pub(crate) fn frame_of(taken: Taken) -> Option<Frame> {
+    match frame::content(taken) {
+        Content::Frame(frame) => Some(*frame),
+        Content::Bytes(_) | Content::Unreadable(..) => None,
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! A carrier knows nothing of what is in a message. Its errors are those of a [`Transport`](windlass_core::bridge::Transport).
 
-mod amqp;
+pub mod amqp;
 mod lists;
 
 use std::time::Duration;
