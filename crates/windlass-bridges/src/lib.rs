@@ -7,8 +7,10 @@
 //! | module | who sends | over |
 //! |---|---|---|
 //! | [`celery`] | Celery producers, beat, other Celery workers | Redis lists, RabbitMQ |
+//! | [`taskiq`] | TaskIQ's producers and schedulers | Redis lists, streams and channels, RabbitMQ |
 //!
 //! Whoever depends on this crate gets every driver that a bridge may need; applications use `windlass::connect`.
 
 pub mod carrier;
 pub mod celery;
+pub mod taskiq;
