@@ -11,6 +11,13 @@
 //!
 //! Whoever depends on this crate gets every driver that a bridge may need; applications use `windlass::connect`.
 
+//! [`open`](open()) takes a URL to a bridge; [`url`] says what it may hold.
+
 pub mod carrier;
 pub mod celery;
+mod open;
 pub mod taskiq;
+pub mod url;
+
+pub use open::{OpenError, Side, open};
+pub use url::BridgeUrl;

@@ -37,6 +37,8 @@
 //! The crate `windlass-cli` turns an [`App`] into a program with a worker, a scheduler and every command; the crate
 //! `windlass-testkit` tests tasks without waiting.
 
+#[cfg(feature = "bridges")]
+pub mod bridges;
 mod connect;
 
 pub use connect::{

@@ -5,9 +5,11 @@
 //! | [`RedisLists`] | the right end of Redis lists | what the wire finds in it, or the token under which it is held |
 //! | [`RedisStreams`] | Redis streams, as a consumer of a group | its stream and its id there |
 //! | [`RedisChannels`] | what is published to Redis channels | a number of this listener: each has a copy of its own |
+//! | [`AmqpQueues`] | queues of RabbitMQ | what it says |
 //!
 //! A carrier knows nothing of what is in a message. Its errors are those of a [`Transport`](windlass_core::bridge::Transport).
 
+pub mod amqp;
 mod channels;
 mod lists;
 mod streams;
@@ -18,8 +20,12 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use windlass_core::bridge::{LetGo, Returned, Tag, TransportError};
 use windlass_core::{QueueName, StoreError};
-use windlass_wire::Frame;
+use windlass_wire::{Frame, Malformed};
 
+pub use amqp::{
+    AmqpQueues, CeleryQueues, Outgoing, TaskiqProfile, TaskiqTopology, all_confirmed, celery_topology, publish,
+    taskiq_topology,
+};
 pub use channels::RedisChannels;
 pub use lists::{ListsOf, RedisLists, one_list};
 pub use streams::{RedisStreams, StreamReading};
@@ -68,6 +74,8 @@ pub enum Content {
     Bytes(Vec<u8>),
     /// Headers, properties and a body.
     Frame(Box<Frame>),
+    /// The same, of which a part is missing: it is too large to be handed out.
+    Unreadable(Box<Frame>, Malformed),
 }
 
 impl Content {
@@ -75,7 +83,7 @@ impl Content {
     pub fn raw(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
-            Self::Frame(frame) => &frame.body,
+            Self::Frame(frame) | Self::Unreadable(frame, _) => &frame.body,
         }
     }
 }

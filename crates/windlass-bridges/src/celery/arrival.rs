@@ -42,6 +42,7 @@ impl Reader {
         let decoded;
         let frame = match &carried.content {
             Content::Frame(frame) => Ok(&**frame),
+            Content::Unreadable(frame, reason) => return letter(carried, Some(frame), reason),
             Content::Bytes(bytes) => match kombu::decode(bytes) {
                 Ok(frame) => {
                     decoded = frame;

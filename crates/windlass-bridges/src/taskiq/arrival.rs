@@ -16,7 +16,10 @@ const TASK_ID_BYTES_MAX: usize = 1_024;
 
 /// Reads what a carrier brought.
 pub(super) fn read(carried: Carried, broker: Broker, registered: &HashSet<String>) -> Taken {
-    let decoded = taskiq::Message::decode(carried.content.raw());
+    let decoded = match &carried.content {
+        Content::Unreadable(_, reason) => Err(reason.clone()),
+        Content::Bytes(_) | Content::Frame(_) => taskiq::Message::decode(carried.content.raw()),
+    };
     let (id, identity) = identity(&carried, decoded.as_ref().ok());
     let message = decoded.and_then(|message| envelope(&message, broker, carried.queue.clone()));
     let message = match message {
@@ -50,7 +53,7 @@ fn envelope(message: &taskiq::Message, broker: Broker, queue: QueueName) -> Resu
 /// A message that makes no sense. On AMQP the headers say the id and the name once more.
 fn letter(carried: &Carried, reason: &windlass_wire::Malformed) -> Malformed {
     let header = |name: &str| match &carried.content {
-        Content::Frame(frame) => frame.headers.get(name)?.as_str(),
+        Content::Frame(frame) | Content::Unreadable(frame, _) => frame.headers.get(name)?.as_str(),
         Content::Bytes(_) => None,
     };
     Malformed {
