@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `arrival.rs` | a message: which task, which identity, or why not |
 //! | `results.rs` | the keys where clients look |
-//! | `options.rs` | how a bridge is set up, and opened on lists, streams, channels or any carrier |
+//! | `options.rs` | how a bridge is set up, and opened on any broker |
 //! | [`schedules`] | what `taskiq scheduler` does, for its schedules in Redis |
 //! | [`producer`] | the other way: Rust enqueues for Python workers |
 //!
@@ -44,7 +44,7 @@ use windlass_core::bridge::{Answer, Concern, LetGo, Returned, Tag, Taken, Transp
 use windlass_wire::taskiq::{Broker, LABELS_HEADER};
 
 use crate::carrier::Carrier;
-pub use options::{Groups, Options, ResultOptions, open, open_channels, open_lists, open_streams};
+pub use options::{Groups, Options, ResultOptions, open, open_amqp, open_channels, open_lists, open_streams};
 pub use results::{Keep, ProgressKeys, Results, WaitError};
 
 /// A bridge's transport for TaskIQ's messages.

@@ -12,7 +12,10 @@ use windlass_wire::taskiq::{Broker, STREAM_FIELD, Serializer};
 
 use super::TaskIq;
 use super::results::{Keep, ProgressKeys};
-use crate::carrier::{Carrier, RedisChannels, RedisLists, RedisStreams, StreamReading, of_store, one_list};
+use crate::carrier::{
+    AmqpQueues, Carrier, RedisChannels, RedisLists, RedisStreams, StreamReading, TaskiqTopology, of_store, one_list,
+    taskiq_topology,
+};
 
 /// How a bridge for TaskIQ works. The defaults are TaskIQ's own.
 #[derive(Debug, Clone)]
@@ -90,7 +93,7 @@ impl Default for Groups {
     }
 }
 
-/// A transport over any carrier: of RabbitMQ, too.
+/// A transport over any carrier.
 pub fn open(carrier: Arc<dyn Carrier>, broker: Broker, options: Options) -> Arc<dyn Transport> {
     Arc::new(TaskIq::new(carrier, broker, options))
 }
@@ -129,6 +132,19 @@ pub async fn open_streams(
 pub async fn open_channels(location: Location, options: Options) -> Result<Arc<dyn Transport>, TransportError> {
     let carrier = RedisChannels::new(line_to(location).await?, &options.queues);
     Ok(open(Arc::new(carrier), Broker::Redis, options))
+}
+
+/// A transport to the programs of an `AioPikaBroker`. Its queues are those of the topology.
+///
+/// # Errors
+/// [`TransportError`] when the broker cannot be used now; later it is waited for.
+pub async fn open_amqp(
+    location: windlass_amqp::Location,
+    topology: &TaskiqTopology,
+    options: Options,
+) -> Result<Arc<dyn Transport>, TransportError> {
+    let carrier = AmqpQueues::open(location, &taskiq_topology(topology), &topology.queues).await?;
+    Ok(open(Arc::new(carrier), Broker::Amqp, options))
 }
 
 /// A line to a server that answers.

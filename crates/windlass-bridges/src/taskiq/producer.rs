@@ -29,17 +29,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use uuid::Uuid;
-use windlass_amqp::{Amqp, Published, Storage};
+use windlass_amqp::{Amqp, Unrouted};
 use windlass_core::bridge::TransportError;
 use windlass_core::{Envelope, QueueName};
 use windlass_redis::Location;
 use windlass_redis::foreign::{Command, Line, Reply};
-use windlass_wire::Frame;
 use windlass_wire::taskiq::{Broker, Delay, Message, Route, STREAM_FIELD, TaskResult, Unsendable, amqp_frame};
 
 use super::options::ResultOptions;
 use super::results::{Results, WaitError};
-use crate::carrier::of_store;
+use crate::carrier::{Outgoing, TaskiqTopology, all_confirmed, of_store, publish};
 
 /// Sends messages to one broker.
 #[async_trait]
@@ -134,19 +133,14 @@ pub struct AmqpOutlet {
 }
 
 impl AmqpOutlet {
-    /// Publishes to an exchange, `taskiq` by default; what has the label `delay` waits in the delay queue, if there is one.
-    pub fn new(amqp: Arc<Amqp>, exchange: &str, delay_queue: Option<&str>) -> Self {
-        Self { amqp, exchange: exchange.to_owned(), delay_queue: delay_queue.map(ToOwned::to_owned) }
-    }
-}
-
-#[async_trait]
-impl Outlet for AmqpOutlet {
-    fn broker(&self) -> Broker {
-        Broker::Amqp
+    /// Publishes to the exchange of this topology; what has the label `delay` waits in its delay queue, if there is one.
+    pub fn new(amqp: Arc<Amqp>, topology: &TaskiqTopology) -> Self {
+        let TaskiqTopology { exchange, delay_queue, .. } = topology;
+        Self { amqp, exchange: exchange.clone(), delay_queue: delay_queue.clone() }
     }
 
-    async fn send(&self, message: &Message, queue: &QueueName) -> Result<(), TransportError> {
+    /// A message on its way: directly, or by the delay queue.
+    fn outgoing(&self, message: &Message, queue: &QueueName) -> Result<Outgoing, TransportError> {
         let delays = message.labels.delay().is_some_and(|delay| !delay.is_zero());
         if delays && self.delay_queue.is_none() {
             return Err(TransportError::Refused("there is no delay queue for a task with a delay".to_owned()));
@@ -157,36 +151,20 @@ impl Outlet for AmqpOutlet {
             delay: self.delay_queue.as_deref().map(Delay::Queue),
             message_id: &Uuid::new_v4().simple().to_string(),
         };
-        let published = self.amqp.publish(vec![to_amqp(amqp_frame(message, &route))]).await;
-        match published.into_iter().next() {
-            Some(Published::Confirmed) => Ok(()),
-            Some(Published::Unroutable(reason)) => Err(TransportError::Refused(reason)),
-            Some(Published::Refused(error)) => Err(TransportError::Refused(error.to_string())),
-            Some(Published::Unknown(error) | Published::NotSent(error)) => {
-                Err(TransportError::Unreachable(error.into()))
-            }
-            None => Err(TransportError::Refused("the transport is closed".to_owned())),
-        }
+        let frame = amqp_frame(message, &route);
+        let (exchange, routing_key) = (frame.properties.exchange.clone(), frame.properties.routing_key.clone());
+        Ok(Outgoing { exchange, routing_key, unrouted: Unrouted::Report, frame })
     }
 }
 
-/// A frame of ours as it is published: with what TaskIQ's frames have.
-fn to_amqp(frame: Frame) -> windlass_amqp::Message {
-    let properties = frame.properties;
-    let milliseconds = properties.expiration.as_deref().and_then(|text| text.parse().ok());
-    windlass_amqp::Message {
-        exchange: properties.exchange,
-        routing_key: properties.routing_key,
-        body: frame.body,
-        properties: windlass_amqp::Properties {
-            headers: frame.headers,
-            storage: Storage::Persistent,
-            priority: properties.priority.map(|priority| u8::try_from(priority.max(0)).unwrap_or(u8::MAX)),
-            expiration: milliseconds.map(Duration::from_millis),
-            message_id: properties.message_id,
-            ..windlass_amqp::Properties::default()
-        },
-        ..windlass_amqp::Message::default()
+#[async_trait]
+impl Outlet for AmqpOutlet {
+    fn broker(&self) -> Broker {
+        Broker::Amqp
+    }
+
+    async fn send(&self, message: &Message, queue: &QueueName) -> Result<(), TransportError> {
+        all_confirmed(&publish(&self.amqp, vec![self.outgoing(message, queue)?]).await)
     }
 }
 
@@ -263,25 +241,4 @@ pub(super) fn words(words: &[&str]) -> Command {
 /// The texts of a list of the server.
 pub(super) fn texts(reply: Reply) -> Vec<String> {
     reply.list().into_iter().filter_map(|text| String::from_utf8(text.bytes()?).ok()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use windlass_core::{Args, TaskName};
-    use windlass_wire::taskiq::Label;
-
-    use super::*;
-
-    #[test]
-    fn a_delayed_task_waits_in_the_delay_queue_of_rabbitmq() {
-        let task = Envelope::new(TaskName::known("app:add"), QueueName::known("mail"), Args::none());
-        let mut message = Message::of(&task, Broker::Amqp).expect("it can be sent");
-        message.labels.0.insert("delay".to_owned(), Label::Float(1.5));
-        let route =
-            Route { exchange: "taskiq", routing_key: "mail", delay: Some(Delay::Queue("later")), message_id: "1" };
-        let sent = to_amqp(amqp_frame(&message, &route));
-        assert_eq!((sent.exchange.as_str(), sent.routing_key.as_str()), ("", "later"));
-        assert_eq!(sent.properties.expiration, Some(Duration::from_millis(1_500)));
-        assert_eq!(sent.properties.headers["task_name"], "app:add");
-    }
 }

@@ -6,6 +6,7 @@ extern crate windlass_core as windlass;
 mod brokers;
 mod faults;
 mod producing;
+mod rabbitmq;
 mod results;
 mod rig;
 mod schedules;
