@@ -7,6 +7,7 @@
 //! | module | who sends | over |
 //! |---|---|---|
 //! | [`celery`] | Celery producers, beat, other Celery workers | Redis lists, RabbitMQ |
+//! | [`taskiq`] | TaskIQ's producers and schedulers | Redis lists, streams and channels, RabbitMQ |
 //!
 //! Whoever depends on this crate gets every driver that a bridge may need; applications use `windlass::connect`.
 
@@ -15,6 +16,7 @@
 pub mod carrier;
 pub mod celery;
 mod open;
+pub mod taskiq;
 pub mod url;
 
 pub use open::{OpenError, Side, open};

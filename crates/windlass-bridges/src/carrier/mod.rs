@@ -3,12 +3,16 @@
 //! | carrier | takes from | a message is identified by |
 //! |---|---|---|
 //! | [`RedisLists`] | the right end of Redis lists | what the wire finds in it, or the token under which it is held |
+//! | [`RedisStreams`] | Redis streams, as a consumer of a group | its stream and its id there |
+//! | [`RedisChannels`] | what is published to Redis channels | a number of this listener: each has a copy of its own |
 //! | [`AmqpQueues`] | queues of RabbitMQ | what it says |
 //!
 //! A carrier knows nothing of what is in a message. Its errors are those of a [`Transport`](windlass_core::bridge::Transport).
 
 pub mod amqp;
+mod channels;
 mod lists;
+mod streams;
 
 use std::time::Duration;
 
@@ -22,7 +26,9 @@ pub use amqp::{
     AmqpQueues, CeleryQueues, Outgoing, TaskiqProfile, TaskiqTopology, all_confirmed, celery_topology, publish,
     taskiq_topology,
 };
+pub use channels::RedisChannels;
 pub use lists::{ListsOf, RedisLists, one_list};
+pub use streams::{RedisStreams, StreamReading};
 
 /// Moves raw messages of one transport.
 #[async_trait]
