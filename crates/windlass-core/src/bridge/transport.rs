@@ -52,7 +52,7 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
 
     /// Ends when [`Transport::queues`] answers something else than before.
     async fn queues_changed(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// What the node is and does now: it has just said so to the store.
