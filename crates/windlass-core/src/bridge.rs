@@ -34,8 +34,8 @@ use tracing::{debug, warn};
 
 use crate::adoption::{Adopted, Adopting, Adoption, Delivery};
 use crate::backend::{
-    BATCH_MAX, Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange,
-    ScheduleChanged, Settled, Settlement, StoreError, Ticked, WAIT_MAX,
+    Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
+    Settled, Settlement, StoreError, Ticked, WAIT_MAX,
 };
 use crate::limit::{LimitChange, LimitsView};
 use crate::note::{NoteAnswer, NoteAsk};

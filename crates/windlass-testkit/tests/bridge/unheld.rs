@@ -7,7 +7,7 @@ use windlass_core::backend::{Backend as _, Command, Push, Settled, Target, TaskA
 use windlass_core::bridge::{Answer, Bridge, News};
 use windlass_core::flow;
 use windlass_core::state::{CRASHES_MAX, DeadReason, PARKED_FOR};
-use windlass_core::{Clock as _, Due, Envelope, Failure, TaskId, Verdict};
+use windlass_core::{Due, Envelope, Failure, TaskId, Verdict};
 
 use super::{LEASE, Rig, answered, claim, node, task};
 
