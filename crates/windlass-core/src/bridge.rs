@@ -1,4 +1,5 @@
 //! Bridges: a store with a foreign transport in front of it, as one [`Backend`].
+//! Long because a message and a claim go through all of it; what stands by itself is in files of its own.
 //!
 //! A worker on a bridge claims as from any store. What is claimed comes from the store, and the store gets it from the
 //! transport as the worker has room for it:
