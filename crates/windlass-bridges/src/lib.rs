@@ -13,6 +13,7 @@
 
 //! [`open`](open()) takes a URL to a bridge; [`url`] says what it may hold.
 
+pub mod bare;
 pub mod carrier;
 pub mod celery;
 mod open;

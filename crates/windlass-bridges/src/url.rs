@@ -43,6 +43,7 @@ pub const OPTIONS: &[(&str, &[Wire], &str)] = {
     use Wire::{Bare, Celery, TaskIq};
     &[
         ("results", &[Celery, TaskIq], "where results go: a redis:// URL, `rpc` (Celery), or `none`"),
+        ("ahead", &[Celery, TaskIq, Bare], "how many messages are stored beyond the free slots, 0 by default"),
         ("results-expire", &[Celery, TaskIq], "how long results are kept, as in 1h; 0 keeps them for ever"),
         ("prefix", &[Celery, TaskIq], "in front of every key (Celery) or of the keys of results (TaskIQ)"),
         ("default-queue", &[Celery], "where what follows a task goes when it names no queue"),

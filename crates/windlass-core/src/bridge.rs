@@ -16,6 +16,7 @@
 //! a task (it has begun, it will be retried) is told afterwards and may be lost with the process. What ends without a holder
 //! is found in the store and told then (`bridge/unheld.rs`).
 
+mod ahead;
 mod answers;
 mod holds;
 mod letter;
@@ -76,6 +77,8 @@ pub struct Bridge {
     clock: Arc<dyn Clock>,
     answers: Answers,
     unheld: Unheld,
+    /// How many messages are stored beyond the free slots.
+    ahead: usize,
     state: Mutex<Messages>,
 }
 
@@ -99,6 +102,8 @@ struct Messages {
     /// The last request to the store failed: it is asked before anything is taken for it.
     doubtful: bool,
     recovered_at: Option<Instant>,
+    /// The last demand of this node: what it takes from.
+    demand: Option<Demand>,
 }
 
 impl Bridge {
@@ -110,6 +115,7 @@ impl Bridge {
             clock: Arc::new(SystemClock),
             answers: Answers::default(),
             unheld: Unheld::default(),
+            ahead: 0,
             state: Mutex::new(Messages {
                 unaccepted: Vec::new(),
                 unreturned: Vec::new(),
@@ -120,8 +126,16 @@ impl Bridge {
                 holds: Holds::default(),
                 doubtful: false,
                 recovered_at: None,
+                demand: None,
             }),
         }
+    }
+
+    /// Stores up to so many messages more than this node has free slots for: they wait in the store, where every node and every
+    /// tool sees them, and not at the transport. None by default.
+    #[must_use]
+    pub fn with_ahead(self, ahead: usize) -> Self {
+        Self { ahead, ..self }
     }
 
     /// Reads the time elsewhere than from the wall clock.
@@ -244,6 +258,11 @@ impl Bridge {
     async fn adopt_taken(&self, demand: Option<Demand>, taken: Vec<Taken>) -> Result<Vec<Claim>, StoreError> {
         let now = self.clock.now();
         let deliveries: Vec<Delivery> = taken.iter().map(|taken| letter::delivery(taken, now)).collect();
+        for Delivery { envelope, flaw, .. } in &deliveries {
+            if let Some(flaw) = flaw {
+                warn!(queue = %envelope.queue, task = %envelope.name, %flaw, "a message becomes a dead letter");
+            }
+        }
         let mut adoption = Adoption { accepted: self.let_go(), deliveries, demand };
         let adopting = match self.adopt_again(&mut adoption).await {
             Ok(adopting) => adopting,
@@ -539,6 +558,9 @@ impl Backend for Bridge {
             }
             let asked_at = Instant::now();
             let demand = &Demand { queues: self.transport.queues(&demand.queues), ..demand.clone() };
+            if self.ahead > 0 {
+                self.state.lock().demand = Some(demand.clone());
+            }
             let wait = deadline.saturating_duration_since(asked_at);
             let (mut claims, taken) = self.wait_for_either(demand, wait).await?;
             if !taken.is_empty() {
@@ -600,7 +622,7 @@ impl Backend for Bridge {
 
     async fn beat(&self, info: &NodeInfo, ttl: Duration) -> Result<(), StoreError> {
         self.store.beat(info, ttl).await?;
-        self.transport.beat(info);
+        self.transport.beat(info).await;
         Ok(())
     }
 
@@ -612,7 +634,13 @@ impl Backend for Bridge {
         let ticked = self.store.tick(node).await?;
         self.catch_up().await;
         // The orders in the answer come once: what fails besides must not lose them.
-        for aside in [self.tell_unheld(ticked.ended).await, self.forget().await, self.recover(node).await] {
+        let asides = [
+            self.tell_unheld(ticked.ended).await,
+            self.forget().await,
+            self.recover(node).await,
+            self.take_ahead(node).await,
+        ];
+        for aside in asides {
             if let Err(error) = aside {
                 warn!(%error, "housekeeping of the bridge failed; the next tick does it");
             }

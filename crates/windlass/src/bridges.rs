@@ -20,4 +20,4 @@
 //!
 //! [`OPTIONS`](url::OPTIONS) lists what the URL of a bridge may say.
 
-pub use windlass_bridges::{BridgeUrl, OpenError, Side, celery, open, url};
+pub use windlass_bridges::{BridgeUrl, OpenError, Side, bare, celery, open, taskiq, url};

@@ -7,11 +7,12 @@ use anyhow::Context as _;
 use windlass::bridge::{Bridge, Transport};
 use windlass::worker::{Settings, Shutdown, ShutdownStep, Worker};
 use windlass::{Backend, NodeId};
-use windlass_bridges::carrier::CeleryQueues;
+use windlass_bridges::carrier::{CeleryQueues, TaskiqProfile, TaskiqTopology};
 use windlass_bridges::celery::{Celery, Options, ResultPlace};
+use windlass_bridges::taskiq;
 use windlass_redis::RedisStore;
 
-use crate::environment::{BrokerUrl, Environment, Protocol, RESULT_EXPIRES, ResultUrl};
+use crate::environment::{BrokerUrl, Environment, Protocol, RESULT_EXPIRES, ResultUrl, TaskIqKind};
 use crate::tasks;
 
 /// How long a handler that was told to end may take: a client waits for what became of it.
@@ -30,7 +31,7 @@ pub async fn run(protocol: Protocol, environment: Environment, shutdown: Shutdow
     let names = registry.names().iter().map(ToString::to_string).collect();
     let transport: Arc<dyn Transport> = match protocol {
         Protocol::Celery => Arc::new(celery(&environment, names, Arc::clone(&store)).await?),
-        Protocol::TaskIq => anyhow::bail!("there is no bridge for TaskIQ"),
+        Protocol::TaskIq => taskiq(&environment, names).await?,
     };
     let settings = Settings {
         queues: environment.queues.iter().map(|queue| (queue.clone(), 1)).collect(),
@@ -39,7 +40,12 @@ pub async fn run(protocol: Protocol, environment: Environment, shutdown: Shutdow
         cancel_grace: CANCEL_GRACE,
         ..Settings::new(node)
     };
-    let bridge = Arc::new(Bridge::new(store, transport));
+    // Who looks at a worker from Python sees what it has reserved.
+    let ahead = match protocol {
+        Protocol::Celery => environment.prefetch as usize,
+        Protocol::TaskIq => 0,
+    };
+    let bridge = Arc::new(Bridge::new(store, transport).with_ahead(ahead));
     let ended = Worker::new(bridge, registry, settings).start(shutdown).await?;
     anyhow::ensure!(ended.left_behind == 0, "{} attempts were left behind", ended.left_behind);
     Ok(())
@@ -100,6 +106,40 @@ async fn celery(environment: &Environment, names: Vec<String>, store: Arc<dyn Ba
     let opened = match &environment.broker {
         BrokerUrl::Redis(location) => Celery::on_redis(location.clone(), options, store).await,
         BrokerUrl::Amqp(location) => Celery::on_amqp(location.clone(), options, store).await,
+    };
+    Ok(opened?)
+}
+
+async fn taskiq(environment: &Environment, names: Vec<String>) -> anyhow::Result<Arc<dyn Transport>> {
+    let results = match &environment.result {
+        ResultUrl::Redis(location) => Some(taskiq::ResultOptions {
+            keep: taskiq::Keep::For(RESULT_EXPIRES),
+            serializer: environment.serializer,
+            ..taskiq::ResultOptions::new(location.clone())
+        }),
+        ResultUrl::Rpc => None,
+    };
+    let options = taskiq::Options {
+        queues: environment.queues.clone(),
+        registered: names,
+        results,
+        silent_after: environment.idle.clamp(Duration::from_secs(1), Duration::from_secs(60)),
+    };
+    let groups = taskiq::Groups { idle: environment.idle, ..taskiq::Groups::default() };
+    let opened = match (&environment.broker, environment.taskiq_kind) {
+        (BrokerUrl::Redis(location), TaskIqKind::List) => taskiq::open_lists(location.clone(), options).await,
+        (BrokerUrl::Redis(location), TaskIqKind::Stream) => {
+            taskiq::open_streams(location.clone(), groups, options).await
+        }
+        (BrokerUrl::Redis(location), TaskIqKind::PubSub) => taskiq::open_channels(location.clone(), options).await,
+        (BrokerUrl::Amqp(location), TaskIqKind::AioPika) => {
+            let profile = TaskiqTopology::of(TaskiqProfile::V0_6);
+            let topology = TaskiqTopology { queues: environment.queues.clone(), ..profile };
+            taskiq::open_amqp(location.clone(), &topology, options).await
+        }
+        (BrokerUrl::Redis(_), TaskIqKind::AioPika) | (BrokerUrl::Amqp(_), _) => {
+            anyhow::bail!("INTEROP_BROKER and INTEROP_TASKIQ_KIND do not go together")
+        }
     };
     Ok(opened?)
 }

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 use windlass_core::bridge::{LetGo, Returned, Tag, TransportError};
-use windlass_core::{QueueName, StoreError};
+use windlass_core::{DeliveryId, QueueName, StoreError};
 use windlass_wire::{Frame, Malformed};
 
 pub use amqp::{
@@ -105,4 +106,12 @@ pub(crate) fn tag(text: &str) -> Tag {
 /// The text of such a tag.
 pub(crate) fn text_of(tag: &Tag) -> String {
     String::from_utf8_lossy(&tag.0).into_owned()
+}
+
+/// A text as an identity; one that is too long, or has characters that an identity has not, by its hash.
+pub(crate) fn delivery_id(text: &str) -> DeliveryId {
+    DeliveryId::new(text).unwrap_or_else(|_| {
+        let wire = text.split(':').next().unwrap_or_default();
+        DeliveryId::known(&format!("{wire}:{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())))
+    })
 }

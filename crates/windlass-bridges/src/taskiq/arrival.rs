@@ -7,7 +7,7 @@ use windlass_core::bridge::{DELIVERED_AS, Identity, Malformed, Message, Taken};
 use windlass_core::{DeliveryId, Envelope, Failure, QueueName, TaskId, TaskName};
 use windlass_wire::taskiq::{self, Broker};
 
-use crate::carrier::{Carried, Content};
+use crate::carrier::{Carried, Content, delivery_id};
 
 /// The class of the failure of a task that no handler is registered for.
 const NOT_REGISTERED: &str = "NotRegistered";
@@ -76,11 +76,6 @@ fn identity(carried: &Carried, message: Option<&taskiq::Message>) -> (DeliveryId
     };
     let identity = if carried.again { Identity::Own } else { Identity::First };
     (delivery_id(&format!("taskiq:{}:{says}", carried.queue)), identity)
-}
-
-/// A text as an identity; one that is too long, or has characters that an identity has not, by its hash.
-fn delivery_id(text: &str) -> DeliveryId {
-    DeliveryId::new(text).unwrap_or_else(|_| DeliveryId::known(&format!("taskiq:{}", hash(text.as_bytes()))))
 }
 
 fn hash(bytes: &[u8]) -> String {

@@ -6,7 +6,8 @@ use windlass::worker::Shutdown;
 use windlass_interop::environment::{Environment, Protocol};
 use windlass_interop::worker;
 
-const USAGE: &str = "usage: interop-worker [--protocol celery|taskiq]; the environment variables INTEROP_* say the rest";
+const USAGE: &str =
+    "usage: interop-worker [--protocol celery|taskiq]; the environment variables INTEROP_* say the rest";
 
 fn protocol() -> Option<Protocol> {
     let mut args = std::env::args().skip(1);
@@ -23,10 +24,7 @@ async fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter()).with_writer(std::io::stderr).init();
     match work(protocol).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -34,6 +32,11 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Warnings, unless somebody wants to hear more.
+fn filter() -> tracing_subscriber::EnvFilter {
+    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into())
 }
 
 async fn work(protocol: Protocol) -> anyhow::Result<()> {
