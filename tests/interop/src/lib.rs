@@ -8,6 +8,10 @@
 //! |---|---|
 //! | [`environment`] | what the suite tells the programs |
 //! | [`tasks`] | the tasks that the suite calls |
+//! | [`celery`], [`taskiq`] | a client in Rust for workers from Python |
 
+mod amqp;
+pub mod celery;
 pub mod environment;
+pub mod taskiq;
 pub mod tasks;
