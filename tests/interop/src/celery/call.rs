@@ -28,6 +28,8 @@ pub struct Call {
     pub id: String,
     /// The ids of a group's members, in their order.
     pub children: Vec<String>,
+    /// What a group holds: in a chain it becomes the head of a chord.
+    members: Vec<Signature>,
 }
 
 /// A call that makes no sense.
@@ -117,7 +119,7 @@ impl Call {
         }
         let id = signature.options.get("task_id").and_then(Value::as_str).map_or_else(new_id, ToOwned::to_owned);
         signature.options.insert("task_id".to_owned(), Value::from(id.as_str()));
-        Ok(Self { signature, id, children: Vec::new() })
+        Ok(Self { signature, id, children: Vec::new(), members: Vec::new() })
     }
 
     fn several(tasks: Vec<Value>, new_id: &mut dyn FnMut() -> String, depth: usize) -> Result<Vec<Self>, InvalidCall> {
@@ -125,14 +127,14 @@ impl Call {
     }
 
     fn chain(call: Several, new_id: &mut dyn FnMut() -> String, depth: usize) -> Result<Self, InvalidCall> {
-        let steps = Self::several(call.tasks, new_id, depth)?;
+        let steps = with_chords(Self::several(call.tasks, new_id, depth)?);
         let last = steps.last().ok_or(InvalidCall::Empty("chain"))?;
         let (id, children) = (last.id.clone(), last.children.clone());
         let steps: Vec<Signature> = steps.into_iter().map(|step| step.signature).collect();
         let mut signature = Signature::new("celery.chain");
         signature.kwargs = Json::trusted(json!({ "tasks": serde_json::to_value(steps)? }).to_string());
         signature.subtask_type = Some("chain".to_owned());
-        Ok(Self { signature, id, children })
+        Ok(Self { signature, id, children, members: Vec::new() })
     }
 
     fn group(call: Several, new_id: &mut dyn FnMut() -> String, depth: usize) -> Result<Self, InvalidCall> {
@@ -142,7 +144,7 @@ impl Call {
         }
         let (id, children) = (new_id(), members.iter().map(|member| member.id.clone()).collect());
         let members: Vec<Signature> = members.into_iter().map(|member| member.signature).collect();
-        Ok(Self { signature: Signature::group(&id, &members), id, children })
+        Ok(Self { signature: Signature::group(&id, &members), id, children, members })
     }
 
     fn chord(call: Several, new_id: &mut dyn FnMut() -> String, depth: usize) -> Result<Self, InvalidCall> {
@@ -153,8 +155,28 @@ impl Call {
         let body = Self::of(call.body.ok_or(InvalidCall::Empty("chord"))?, new_id, depth + 1)?;
         let parts: Vec<Signature> = parts.into_iter().map(|part| part.signature).collect();
         let signature = Signature::chord(&new_id(), &parts, &body.signature);
-        Ok(Self { signature, id: body.id, children: Vec::new() })
+        Ok(Self { signature, id: body.id, children: body.children, members: Vec::new() })
     }
+}
+
+/// A group that is followed by a step becomes a chord with that step as its body: workers from Python take it for granted
+/// that the client has done so, and would run the step once for each member.
+fn with_chords(steps: Vec<Call>) -> Vec<Call> {
+    let mut done: Vec<Call> = Vec::with_capacity(steps.len());
+    for step in steps.into_iter().rev() {
+        let body = if step.members.is_empty() { None } else { done.pop() };
+        done.push(match body {
+            None => step,
+            Some(body) => Call {
+                signature: Signature::chord(&step.id, &step.members, &body.signature),
+                id: body.id,
+                children: body.children,
+                members: Vec::new(),
+            },
+        });
+    }
+    done.reverse();
+    done
 }
 
 fn new_id() -> String {
@@ -199,6 +221,20 @@ mod tests {
     fn a_chord_is_awaited_by_its_body() {
         let call = read(r#"{"kind": "chord", "tasks": [{"task": "a"}], "body": {"task": "sum"}}"#);
         assert_eq!(call.id, "id2");
+    }
+
+    #[test]
+    fn a_group_that_is_followed_by_a_step_is_a_chord() {
+        let group = r#"{"kind": "group", "tasks": [{"task": "b"}, {"task": "c"}]}"#;
+        let call = read(&format!(
+            r#"{{"kind": "chain", "tasks": [{{"task": "a"}}, {group}, {{"task": "d"}}, {{"task": "e"}}]}}"#
+        ));
+        let steps: Value = call.signature.kwargs.to().unwrap();
+        let names: Vec<&str> =
+            steps["tasks"].as_array().unwrap().iter().filter_map(|step| step["task"].as_str()).collect();
+        assert_eq!(names, ["a", "celery.chord", "e"]);
+        let last = read(&format!(r#"{{"kind": "chain", "tasks": [{{"task": "a"}}, {group}]}}"#));
+        assert_eq!(last.children.len(), 2, "without a step behind it a group stays one");
     }
 
     #[test]
