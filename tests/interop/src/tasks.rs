@@ -132,6 +132,7 @@ async fn sleep(task: Sleep, _cx: Cx) -> Result<Number, TaskError> {
     let Some(time) = seconds.filter(|time| *time <= SLEEP_MAX) else {
         return Err(TaskError::fatal("sleep length must be between nothing and a day").class("ValueError"));
     };
+    // tidy: allow(sleep): it is what the task is for
     tokio::time::sleep(time).await;
     Ok(task.seconds)
 }

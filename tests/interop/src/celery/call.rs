@@ -200,7 +200,7 @@ mod tests {
     fn a_task_keeps_its_arguments_and_options() {
         let call =
             read(r#"{"kind": "task", "task": "add", "args": [1, 2.0], "options": {"queue": "q", "task_id": "a"}}"#);
-        assert_eq!((call.id.as_str(), call.signature.args.as_str()), ("a", "[1, 2.0]"));
+        assert_eq!((call.id.as_str(), call.signature.args.as_str()), ("a", "[1,2.0]"));
         assert_eq!(call.signature.options["queue"], "q");
     }
 
