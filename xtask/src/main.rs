@@ -1,8 +1,8 @@
 //! `cargo xtask`: the project's own tooling, typed, without shell scripts.
 //!
 //! Every command is one module: [`mod@test`] runs all checks of the project, [`tidy`] the rules that no compiler knows,
-//! [`sim`] many seeds of the simulation, [`chaos`] large runs with killed workers and servers, [`interop`] real programs from Python, [`servers`] the servers that
-//! tests of the stores need. A new command is one variant of [`Task`] and one arm in [`run`].
+//! [`sim`] many seeds of the simulation, [`chaos`] large runs with killed workers and servers, [`interop`] real programs
+//! from Python, [`servers`] the servers that tests of the stores need. A new command is one variant of [`Task`] and one arm in [`run`].
 
 mod chaos;
 mod finding;
