@@ -55,9 +55,9 @@ class Site:
         self.apps.append(app)
         return app
 
-    def worker(self, **environment: Any) -> "Worker":
-        """Starts a worker and waits until it answers."""
-        worker = Worker(self, environment)
+    def worker(self, command: list[str] | None = None, **environment: Any) -> "Worker":
+        """Starts the worker under test, or another one, and waits until it answers."""
+        worker = Worker(self, command or machine.peer_command("celery"), environment)
         self.workers.append(worker)
         worker.wait_until_ready()
         return worker
@@ -138,7 +138,7 @@ class Site:
 class Worker:
     """A process that runs the tasks of the suite."""
 
-    def __init__(self, site: Site, environment: dict[str, Any]) -> None:
+    def __init__(self, site: Site, command: list[str], environment: dict[str, Any]) -> None:
         self.site = site
         self.hostname = unique("interop") + "@test"
         settings = {
@@ -149,9 +149,7 @@ class Worker:
             "INTEROP_CONCURRENCY": 4,
             **environment,
         }
-        self.process = Process(
-            f"worker {self.hostname}", machine.peer_command("celery"), machine.text_environment(settings)
-        )
+        self.process = Process(f"worker {self.hostname}", command, machine.text_environment(settings))
 
     def wait_until_ready(self) -> None:
         def answers() -> bool:

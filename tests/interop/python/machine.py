@@ -21,7 +21,6 @@ import redis
 
 HERE = Path(__file__).parent
 PEER = os.environ.get("INTEROP_PEER") or "ours"
-REFERENCE = [sys.executable, str(HERE / "reference_worker.py")]
 
 # Long enough for a busy machine; nobody waits for it when all is well.
 PATIENCE = 30.0
@@ -180,10 +179,15 @@ def kill_all() -> None:
         process.kill()
 
 
+def reference_command(protocol: str) -> list[str]:
+    """A worker from Python."""
+    return [sys.executable, str(HERE / "reference_worker.py"), "--protocol", protocol]
+
+
 def peer_command(protocol: str) -> list[str]:
     """The worker under test."""
     if PEER == "python":
-        return [*REFERENCE, "--protocol", protocol]
+        return reference_command(protocol)
     return [*shlex.split(named("INTEROP_WORKER")), "--protocol", protocol]
 
 

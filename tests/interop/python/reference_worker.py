@@ -188,6 +188,8 @@ async def run_taskiq() -> None:
 
     broker = taskiq_broker()
     register_taskiq(broker)
+    # Before the startup: a broker that only sends opens no channel to read from.
+    broker.is_worker_process = True
     await broker.startup()
     receiver = asyncio.create_task(
         run_receiver_task(broker, max_async_tasks=number("INTEROP_CONCURRENCY", 4), max_prefetch=0)

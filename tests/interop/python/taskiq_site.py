@@ -63,9 +63,9 @@ class Site:
     def run(self, work: Coroutine) -> Any:
         return self.runner.run(work)
 
-    def worker(self, **changes: Any) -> "Worker":
-        """Starts a worker and waits until it has run a task."""
-        worker = Worker(self, self.environment(**changes))
+    def worker(self, command: list[str] | None = None, **changes: Any) -> "Worker":
+        """Starts the worker under test, or another one, and waits until it has run a task."""
+        worker = Worker(self, command or machine.peer_command("taskiq"), self.environment(**changes))
         self.workers.append(worker)
         worker.wait_until_ready()
         return worker
@@ -115,9 +115,9 @@ class Site:
 class Worker:
     """A process that runs the tasks of the suite."""
 
-    def __init__(self, site: Site, environment: dict[str, str]) -> None:
+    def __init__(self, site: Site, command: list[str], environment: dict[str, str]) -> None:
         self.site = site
-        self.process = Process(f"TaskIQ worker on {site.kind}", machine.peer_command("taskiq"), environment)
+        self.process = Process(f"TaskIQ worker on {site.kind}", command, environment)
 
     def wait_until_ready(self) -> None:
         """A channel forgets what nobody hears, so it is asked again and again."""

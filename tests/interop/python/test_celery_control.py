@@ -235,7 +235,7 @@ def test_a_queue_is_added_and_taken_away(controlled: Site):
     assert queue in [one["name"] for one in answer(controlled, "active_queues")]
     reply = controlled.control(controlled.shared, "cancel_consumer", queue=queue)
     assert reply == {"ok": f"no longer consuming from {queue}"}
-    assert queue not in [one["name"] for one in answer(controlled, "active_queues")]
+    until(lambda: queue not in [one["name"] for one in answer(controlled, "active_queues")], "the queue to be gone")
     kept = controlled.send("add", 3, 4, queue=queue)
     assert controlled.call("add", 1, 1) == 2
     assert kept.state == "PENDING"

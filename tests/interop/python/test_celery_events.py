@@ -30,11 +30,12 @@ def test_a_worker_says_that_it_lives(observed: Site):
 
 
 def test_heartbeats_come_again_and_their_clock_grows(observed: Site):
-    listener = heard(observed)
+    listener, name = heard(observed), observed.shared.hostname
 
     def beats() -> list[dict]:
+        # A RabbitMQ is shared with the workers of other sites.
         with listener.changed:
-            return [event for event in listener.events if event["type"] == "worker-heartbeat"]
+            return [event for event in listener.events if (event["type"], event["hostname"]) == ("worker-heartbeat", name)]
 
     until(lambda: len(beats()) >= 3, "three heartbeats")
     clocks = [beat["clock"] for beat in beats()]
@@ -150,6 +151,8 @@ def test_without_events_only_the_worker_is_heard(own_site: Site):
         worker = own_site.worker()
         result = own_site.send("add", 1, 2)
         assert result.get(timeout=PATIENCE) == 3
+        # A result is stored a moment before its event would be sent.
+        until(lambda: own_site.inspect(worker).active() == {worker.hostname: []}, "the task to be over")
         own_site.control(worker, "enable_events")
         later = own_site.send("add", 1, 2)
         listener.wait_for_task("task-succeeded", later.id)

@@ -328,7 +328,7 @@ fn taskiq_mistakes(kind: TaskIqKind, broker: Option<&BrokerUrl>, result: Option<
         (TaskIqKind::List | TaskIqKind::Stream | TaskIqKind::PubSub, Some(BrokerUrl::Amqp(_))) => {
             mistakes.push("INTEROP_BROKER: list, stream and pubsub need a redis:// URL".to_owned());
         }
-        (_, None) | (TaskIqKind::AioPika, Some(BrokerUrl::Amqp(_))) | (_, Some(BrokerUrl::Redis(_))) => {}
+        (_, None | Some(BrokerUrl::Redis(_))) | (TaskIqKind::AioPika, Some(BrokerUrl::Amqp(_))) => {}
     }
     if result == Some(&ResultUrl::Rpc) {
         mistakes.push("INTEROP_RESULT: TaskIQ has no rpc:// results".to_owned());

@@ -9,7 +9,11 @@
 //! | [`environment`] | what the suite tells the programs |
 //! | [`tasks`] | the tasks that the suite calls |
 //! | [`worker`] | our worker in the place of one from Python |
+//! | [`celery`], [`taskiq`] | a client in Rust for workers from Python |
 
+mod amqp;
+pub mod celery;
 pub mod environment;
+pub mod taskiq;
 pub mod tasks;
 pub mod worker;

@@ -133,6 +133,7 @@ async fn sleep(task: Sleep, cx: Cx) -> Result<Number, TaskError> {
         return Err(TaskError::fatal("sleep length must be between nothing and a day").class("ValueError"));
     };
     tokio::select! {
+        // tidy: allow(sleep): it is what the task is for
         () = tokio::time::sleep(time) => Ok(task.seconds),
         reason = cx.stopped() => match reason {
             StopReason::SoftLimit => Err(TaskError::fatal("the soft limit has passed").class("soft_limit")),
