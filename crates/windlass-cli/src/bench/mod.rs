@@ -11,6 +11,7 @@
 //! | `soak` | very many tasks: whether speed, memory and files stay as they were |
 //! | `gates` | what limits cost that stop nothing |
 //! | `fairness` | how long a small tenant waits behind a large one |
+//! | `bridges` | messages of Celery, TaskIQ and bare JSON, against own tasks and those products' workers |
 //! | `limits` | the store alone |
 //! | `compare` | several stores and other products in one report |
 //!
@@ -19,6 +20,7 @@
 //! with, `side` a worker in a process of its own, `peer` the other products.
 
 mod bed;
+mod bridges;
 mod compare;
 mod drain;
 mod enqueue;
@@ -82,6 +84,7 @@ enum What {
     Soak(soak::Args),
     Gates(gates::Args),
     Fairness(fairness::Args),
+    Bridges(bridges::Args),
     Limits(limits::Args),
     Compare(compare::Args),
     #[command(hide = true)]
@@ -112,6 +115,7 @@ impl What {
             Self::Soak(args) => args.check,
             Self::Gates(args) => args.repeat.check,
             Self::Fairness(args) => args.repeat.check,
+            Self::Bridges(args) => args.repeat.check,
             Self::Limits(args) => args.repeat.check,
             Self::Compare(args) => args.repeat.check,
             Self::Worker(_) => false,
@@ -163,6 +167,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<ExitCode, Problem
             What::Soak(args) => soak::run(&bench, args).await,
             What::Gates(args) => gates::run(&bench, args).await,
             What::Fairness(args) => fairness::run(&bench, args).await,
+            What::Bridges(args) => bridges::run(&bench, args).await,
             What::Limits(args) => limits::run(&bench, args).await,
             What::Compare(args) => compare::run(&bench, &places, args).await,
             What::Worker(_) => unreachable!("it has returned"),
