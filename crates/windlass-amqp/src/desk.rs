@@ -54,6 +54,7 @@ pub enum Finished {
     ///
     /// What remains: a node of the broker that dies in this moment. A classic queue writes acknowledgements down a little
     /// later, without waiting for the disk; a quorum queue has sent them to its leader and may still be replicating them.
+    /// After a SIGKILL right behind the answer most of them came again (RabbitMQ 3.10).
     Heard,
     /// The broker is told, and the connection or the channel ended before it said that it has heard: it may deliver the
     /// message again.

@@ -49,6 +49,8 @@
 //! | take 100, accept, again | 6,100 to 22,000 | 9,400 to 37,000 |
 //! | take 1000, accept, again | 8,200 to 25,000 | 26,000 to 56,000 |
 //!
+//! The takes were measured before an acceptance waited until it is heard, which costs whoever accepts one round trip a call.
+//!
 //! A quorum queue costs two requests for each take that comes after an acceptance: its consumer is made anew.
 
 mod consumer;

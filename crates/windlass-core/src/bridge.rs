@@ -1,4 +1,5 @@
 //! Bridges: a store with a foreign transport in front of it, as one [`Backend`].
+//! Long because a message and a claim go through all of it; what stands by itself is in files of its own.
 //!
 //! A worker on a bridge claims as from any store. What is claimed comes from the store, and the store gets it from the
 //! transport as the worker has room for it:
@@ -12,13 +13,16 @@
 //! A crash anywhere redelivers a message that the store knows, or one that it never had; it never loses one. How a task ended
 //! is told before it is recorded: who dies in between leaves a task that runs again, never a producer that waits for ever.
 //! While the transport cannot be reached nothing is settled, and the worker takes nothing more. What does not end
-//! a task (it has begun, it will be retried) is told afterwards and may be lost with the process.
+//! a task (it has begun, it will be retried) is told afterwards and may be lost with the process. What ends without a holder
+//! is found in the store and told then (`bridge/unheld.rs`).
 
 mod answers;
 mod holds;
 mod letter;
 mod pace;
 mod transport;
+mod unheld;
+mod upkeep;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -31,8 +35,8 @@ use tracing::{debug, warn};
 
 use crate::adoption::{Adopted, Adopting, Adoption, Delivery};
 use crate::backend::{
-    BATCH_MAX, Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange,
-    ScheduleChanged, Settled, Settlement, StoreError, Ticked, WAIT_MAX,
+    Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
+    Settled, Settlement, StoreError, Ticked, WAIT_MAX,
 };
 use crate::limit::{LimitChange, LimitsView};
 use crate::note::{NoteAnswer, NoteAsk};
@@ -49,6 +53,7 @@ pub use transport::{
     Answer, Concern, DELIVERED_AS, Identity, LetGo, Malformed, Message, News, Returned, Tag, Taken, Transport,
     TransportError,
 };
+use unheld::Unheld;
 
 /// How often an adoption whose answer was lost is repeated before its messages are put back.
 const ADOPT_TRIES: u32 = 3;
@@ -62,8 +67,6 @@ const ASIDE_WITHIN: Duration = Duration::from_secs(2);
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a delivery is remembered that the transport was told to let go and did not confirm, and how many of them.
 const UNCONFIRMED: (Duration, usize) = (Duration::from_secs(60), 100_000);
-/// How often a node looks for messages of the dead.
-const RECOVER_EVERY: Duration = Duration::from_secs(15);
 
 /// A store behind a foreign transport.
 #[derive(Debug)]
@@ -72,6 +75,7 @@ pub struct Bridge {
     transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
     answers: Answers,
+    unheld: Unheld,
     state: Mutex<Messages>,
 }
 
@@ -105,6 +109,7 @@ impl Bridge {
             transport,
             clock: Arc::new(SystemClock),
             answers: Answers::default(),
+            unheld: Unheld::default(),
             state: Mutex::new(Messages {
                 unaccepted: Vec::new(),
                 unreturned: Vec::new(),
@@ -513,51 +518,6 @@ impl Bridge {
             }
         }
     }
-
-    /// Takes out what the store need remember no longer; as many as one adoption names.
-    fn let_go(&self) -> Vec<DeliveryId> {
-        let (mut state, now) = (self.state.lock(), Instant::now());
-        while state.unconfirmed.len() > UNCONFIRMED.1 || state.unconfirmed.front().is_some_and(|(at, _)| *at <= now) {
-            let oldest = state.unconfirmed.pop_front();
-            state.let_go.extend(oldest.map(|(_, id)| id));
-        }
-        let amount = state.let_go.len().min(BATCH_MAX);
-        state.let_go.drain(..amount).collect()
-    }
-
-    /// Lets the store forget what the transport has let go, when no message comes that would do so on the way.
-    async fn forget(&self) -> Result<(), StoreError> {
-        let adoption = Adoption { accepted: self.let_go(), ..Adoption::default() };
-        if adoption.accepted.is_empty() {
-            return Ok(());
-        }
-        let forgotten = self.store.adopt(&adoption).await;
-        if forgotten.is_err() {
-            self.state.lock().let_go.extend(adoption.accepted);
-        }
-        forgotten.map(drop)
-    }
-
-    /// Brings messages back that dead nodes have taken.
-    async fn recover(&self, node: &NodeId) -> Result<(), StoreError> {
-        let now = Instant::now();
-        {
-            let mut state = self.state.lock();
-            let early = state.recovered_at.is_some_and(|at| now.saturating_duration_since(at) < RECOVER_EVERY);
-            if early || state.transport.shut_until(now).is_some() {
-                return Ok(());
-            }
-            state.recovered_at = Some(now);
-        }
-        let nodes = self.store.nodes().await?;
-        let living = nodes.into_iter().filter(|node| node.alive).map(|node| node.info.id);
-        let living: Vec<NodeId> = living.chain([node.clone()]).collect();
-        let said = self.aside(self.transport.recover(&living)).await;
-        if let Some(messages @ 1..) = self.heard(said, "recover") {
-            warn!(messages, "messages of dead nodes are delivered again");
-        }
-        Ok(())
-    }
 }
 
 #[async_trait]
@@ -616,6 +576,7 @@ impl Backend for Bridge {
     async fn settle(&self, settled: &[Settled]) -> Result<Vec<Settlement>, StoreError> {
         self.tell_ends(settled).await?;
         let settlements = self.store.settle(settled).await?;
+        self.unheld.held(settled, &settlements, self.clock.now());
         self.answers.settled(settled, &settlements);
         self.catch_up().await;
         Ok(settlements)
@@ -651,7 +612,7 @@ impl Backend for Bridge {
         let ticked = self.store.tick(node).await?;
         self.catch_up().await;
         // The orders in the answer come once: what fails besides must not lose them.
-        for aside in [self.forget().await, self.recover(node).await] {
+        for aside in [self.tell_unheld(ticked.ended).await, self.forget().await, self.recover(node).await] {
             if let Err(error) = aside {
                 warn!(%error, "housekeeping of the bridge failed; the next tick does it");
             }

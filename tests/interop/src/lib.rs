@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`environment`] | what the suite tells the programs |
 //! | [`tasks`] | the tasks that the suite calls |
+//! | [`worker`] | our worker in the place of one from Python |
 
 pub mod environment;
 pub mod tasks;
+pub mod worker;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
-use windlass::call::Call;
+use windlass::call::{Call, StopReason};
 use windlass::middleware::{Middleware, Next};
 use windlass::retry::Outcome;
 use windlass::{App, Cx, Envelope, Feed, Json, Task, TaskError};
@@ -39,7 +39,7 @@ pub fn app() -> App {
 
 /// Adds two numbers, texts or lists.
 #[derive(Debug, Task, Serialize, Deserialize)]
-#[task(name = "interop.add", output = Json)]
+#[task(name = "interop.add", output = Json, retries = 0)]
 struct Add {
     x: Json,
     y: Json,
@@ -47,12 +47,12 @@ struct Add {
 
 /// Answers its arguments; [`AsPython`] runs it.
 #[derive(Debug, Task, Serialize, Deserialize)]
-#[task(name = "interop.echo", output = Json)]
+#[task(name = "interop.echo", output = Json, retries = 0)]
 struct Echo {}
 
 /// Fails.
 #[derive(Debug, Task, Serialize, Deserialize)]
-#[task(name = "interop.fail", output = Json)]
+#[task(name = "interop.fail", output = Json, retries = 0)]
 struct Fail {
     message: String,
 }
@@ -74,21 +74,21 @@ struct Attempts {
 
 /// Takes its time.
 #[derive(Debug, Task, Serialize, Deserialize)]
-#[task(name = "interop.sleep", output = Number)]
+#[task(name = "interop.sleep", output = Number, retries = 0)]
 struct Sleep {
     seconds: Number,
 }
 
 /// Doubles a number.
 #[derive(Debug, Task, Serialize, Deserialize)]
-#[task(name = "interop.chain_double", output = Number)]
+#[task(name = "interop.chain_double", output = Number, retries = 0)]
 struct ChainDouble {
     x: Number,
 }
 
 /// Adds up.
 #[derive(Debug, Task, Serialize, Deserialize)]
-#[task(name = "interop.sum_list", output = Number)]
+#[task(name = "interop.sum_list", output = Number, retries = 0)]
 struct SumList {
     xs: Vec<Number>,
 }
@@ -127,13 +127,18 @@ async fn flaky(task: Flaky, cx: Cx) -> Result<Attempts, TaskError> {
     Err(error.class("RuntimeError"))
 }
 
-async fn sleep(task: Sleep, _cx: Cx) -> Result<Number, TaskError> {
+async fn sleep(task: Sleep, cx: Cx) -> Result<Number, TaskError> {
     let seconds = task.seconds.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let Some(time) = seconds.filter(|time| *time <= SLEEP_MAX) else {
         return Err(TaskError::fatal("sleep length must be between nothing and a day").class("ValueError"));
     };
-    tokio::time::sleep(time).await;
-    Ok(task.seconds)
+    tokio::select! {
+        () = tokio::time::sleep(time) => Ok(task.seconds),
+        reason = cx.stopped() => match reason {
+            StopReason::SoftLimit => Err(TaskError::fatal("the soft limit has passed").class("soft_limit")),
+            reason => Err(TaskError::failed(reason)),
+        },
+    }
 }
 
 async fn chain_double(task: ChainDouble, _cx: Cx) -> Result<Number, TaskError> {
