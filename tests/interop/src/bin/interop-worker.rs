@@ -6,7 +6,8 @@ use windlass::worker::Shutdown;
 use windlass_interop::environment::{Environment, Protocol};
 use windlass_interop::worker;
 
-const USAGE: &str = "usage: interop-worker [--protocol celery|taskiq]; the environment variables INTEROP_* say the rest";
+const USAGE: &str =
+    "usage: interop-worker [--protocol celery|taskiq]; the environment variables INTEROP_* say the rest";
 
 fn protocol() -> Option<Protocol> {
     let mut args = std::env::args().skip(1);
