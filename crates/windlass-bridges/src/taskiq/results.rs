@@ -259,3 +259,102 @@ fn progress(news: &News) -> Option<Progress> {
     let meta = failure.map(|failure| Json::trusted(serde_json::Value::from(failure.message.as_str()).to_string()));
     Some(Progress { state: state.to_owned(), meta: meta.unwrap_or_else(Json::null) })
 }
+
+#[cfg(test)]
+mod tests {
+    use windlass_core::state::Spent;
+    use windlass_core::{Args, Envelope, NodeId, QueueName, TaskId, TaskName};
+
+    use super::*;
+
+    const RAN: Duration = Duration::from_millis(1_234);
+
+    fn results(keep: Keep, progress: ProgressKeys) -> Results {
+        let location = "redis://localhost".parse().expect("a URL");
+        let serializer = Serializer::Json;
+        let prefix = Some("app".to_owned());
+        Results::new(&ResultOptions { prefix, keep, serializer, progress, ..ResultOptions::new(location) })
+    }
+
+    fn answer(attempt: u32, news: News) -> Answer {
+        let mut envelope = Envelope::new(TaskName::known("add"), QueueName::known("taskiq"), Args::none());
+        envelope.id = TaskId::new("t1").expect("an id");
+        Labels([("x".to_owned(), Label::Int(5))].into()).attach(&mut envelope).expect("labels");
+        Answer { envelope: Arc::new(envelope), attempt, ran: RAN, news }
+    }
+
+    fn dead(reason: DeadReason, class: &str) -> Verdict {
+        Verdict::Dead { reason, failure: Failure::new(class, "text") }
+    }
+
+    /// Commands as text, one a line.
+    fn said(results: &Results, answer: &Answer) -> Vec<String> {
+        let text = |word: &Vec<u8>| String::from_utf8_lossy(word).into_owned();
+        results.commands(answer).iter().map(|command| command.iter().map(text).collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    #[test]
+    fn a_result_is_one_overwriting_set_with_the_expiry_that_was_asked_for() {
+        let verdict = Verdict::Succeeded { result: Json::trusted("7"), skipped: None };
+        let answer = answer(1, News::Settled(verdict));
+        let value = r#"{"is_err": false, "log": null, "return_value": 7, "execution_time": 1.23, "labels": {"x": 5}, "error": null}"#;
+        for (keep, expiry) in [
+            (Keep::ForEver, ""),
+            (Keep::For(Duration::from_secs(60)), " EX 60"),
+            (Keep::For(Duration::from_millis(1_500)), " PX 1500"),
+            (Keep::For(Duration::ZERO), " PX 1"),
+        ] {
+            let expected = format!("SET app:t1 {value}{expiry}");
+            assert_eq!(said(&results(keep, ProgressKeys::Leave), &answer), [expected], "{keep:?}");
+        }
+    }
+
+    #[test]
+    fn who_ends_without_a_holder_contradicts_nobody() {
+        let said = said(&results(Keep::ForEver, ProgressKeys::Leave), &answer(0, News::Ended(Verdict::Expired)));
+        assert!(said.len() == 1 && said[0].ends_with(" NX") && said[0].contains("TaskExpired"), "{said:?}");
+    }
+
+    #[test]
+    fn nothing_is_stored_while_a_task_goes_on_but_progress_when_it_is_asked_for() {
+        let failure = || Some(Failure::new("ValueError", "boom"));
+        let again = |failure| Verdict::Again { after: RAN, spent: Spent::Yes, failure };
+        for (news, progress) in [
+            (News::Started(NodeId::known("n")), Some(r#"{"state": "STARTED", "meta": null}"#)),
+            (News::Settled(again(failure())), Some(r#"{"state": "RETRY", "meta": "boom"}"#)),
+            (News::Settled(again(None)), None),
+            (News::Settled(Verdict::Released), None),
+            (News::Settled(Verdict::Parked), None),
+        ] {
+            let answer = answer(1, news);
+            assert!(said(&results(Keep::ForEver, ProgressKeys::Leave), &answer).is_empty());
+            let expected: Vec<String> = progress.iter().map(|value| format!("SET app:t1__progress {value}")).collect();
+            assert_eq!(said(&results(Keep::ForEver, ProgressKeys::Write), &answer), expected);
+        }
+    }
+
+    #[test]
+    fn failures_are_the_errors_that_python_knows() {
+        for (verdict, module, class) in [
+            (dead(DeadReason::AttemptsUsedUp, "ValueError"), "builtins", "ValueError"),
+            (dead(DeadReason::AttemptsUsedUp, "timeout"), "builtins", "TimeoutError"),
+            (dead(DeadReason::Malformed, "malformed"), "builtins", "TypeError"),
+            (dead(DeadReason::Poison, "poison"), MODULE, "poison"),
+            (Verdict::Cancelled, MODULE, "TaskCancelled"),
+        ] {
+            let error = result(&answer(1, News::Settled(verdict))).expect("a result").error.expect("an error");
+            assert_eq!((error.exc_module.as_deref(), error.exc_type.as_str()), (Some(module), class));
+        }
+        assert_eq!(result(&answer(1, News::Settled(dead(DeadReason::Fatal, "NoResultError")))), None);
+    }
+
+    #[test]
+    fn labels_say_how_often_the_task_has_failed_before() {
+        let labels = |attempt| {
+            let verdict = Verdict::Succeeded { result: Json::null(), skipped: None };
+            result(&answer(attempt, News::Settled(verdict))).expect("a result").labels
+        };
+        assert_eq!(labels(1), serde_json::json!({"x": 5}));
+        assert_eq!(labels(3), serde_json::json!({"x": 5, "_retries": 2}));
+    }
+}

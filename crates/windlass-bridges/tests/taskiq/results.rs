@@ -95,16 +95,19 @@ async fn json_a_prefix_an_expiry_and_progress_are_as_they_are_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_is_cancelled_while_it_runs_has_an_error_for_a_result() {
+async fn a_task_that_is_cancelled_has_an_error_for_a_result_whether_it_runs_or_waits() {
     let rig = Rig::new();
     let node = rig.list_node().await;
-    rig.lpush("taskiq", message("long", "interop.sleep", &[], "[600]")).await;
-    rig.until_records(1, State::Running).await;
-    let id = TaskId::new("long").expect("an id");
-    let cancel = Command::Tasks { target: Target::Ids(vec![id]), action: TaskAction::Cancel };
-    rig.store.command(&cancel).await.expect("cancelled");
-    let error = rig.result("long").await.error.expect("an error");
-    assert_eq!((error.exc_type.as_str(), error.exc_module.as_deref()), ("TaskCancelled", Some("windlass")));
+    for (id, name, args, state) in
+        [("runs", "interop.sleep", "[600]", State::Running), ("waits", "interop.later", "[]", State::Scheduled)]
+    {
+        rig.lpush("taskiq", message(id, name, &[], args)).await;
+        rig.until_records(1, state).await;
+        let target = Target::Ids(vec![TaskId::new(id).expect("an id")]);
+        rig.store.command(&Command::Tasks { target, action: TaskAction::Cancel }).await.expect("cancelled");
+        let error = rig.result(id).await.error.expect("an error");
+        assert_eq!((error.exc_type.as_str(), error.exc_module.as_deref()), ("TaskCancelled", Some("windlass")), "{id}");
+    }
     node.stop().await;
 }
 

@@ -78,6 +78,14 @@ async fn flaky(task: Flaky, cx: Cx) -> Result<Value, TaskError> {
 }
 
 #[derive(Task, Serialize, Deserialize)]
+#[task(name = "interop.later", retries = 5, backoff = "1h", jitter = 0.0)]
+struct Later {}
+
+async fn later(_task: Later, _cx: Cx) -> Result<(), TaskError> {
+    Err(TaskError::failed("not now"))
+}
+
+#[derive(Task, Serialize, Deserialize)]
 #[task(name = "interop.sleep", retries = 0)]
 struct Sleep {
     seconds: f64,
@@ -89,10 +97,11 @@ async fn sleep(task: Sleep, _cx: Cx) -> Result<(), TaskError> {
     Ok(())
 }
 
-pub(crate) const NAMES: [&str; 5] = ["interop.add", "interop.echo", "interop.fail", "interop.flaky", "interop.sleep"];
+pub(crate) const NAMES: [&str; 6] =
+    ["interop.add", "interop.echo", "interop.fail", "interop.flaky", "interop.later", "interop.sleep"];
 
 fn app() -> App {
-    App::new("interop").task(add).task(echo).task(fail).task(flaky).task(sleep)
+    App::new("interop").task(add).task(echo).task(fail).task(flaky).task(sleep).task(later)
 }
 
 /// A server, and a line to it as a client has.
