@@ -13,6 +13,9 @@ def pytest_collection_modifyitems(items):
         mark = item.get_closest_marker("only_ours")
         if mark and machine.PEER == "python":
             item.add_marker(pytest.mark.skip(reason=f"a Python worker: {mark.args[0]}"))
+        mark = item.get_closest_marker("only_python")
+        if mark and machine.PEER != "python":
+            item.add_marker(pytest.mark.skip(reason=f"ours: {mark.args[0]}"))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -225,6 +225,7 @@ def test_steps_for_other_workers_go_to_their_queue(site: Site):
     assert message.headers["root_id"] == result.parent.id
 
 
+@pytest.mark.only_python("a task that runs over items is answered as one that is not registered")
 def test_maps_and_chunks_run_over_their_items(site: Site):
     sums = site.app.signature("celery.map", kwargs={"task": dict(site.sig("sum_list")), "it": [[1, 2], [3]]})
     assert get(sums.apply_async()) == [3, 3]

@@ -251,6 +251,7 @@ def test_the_pool_grows_and_shrinks(controlled: Site):
     end(controlled, running)
     # Celery refuses while the processes that it ended are being replaced.
     until(lambda: controlled.control(controlled.shared, "pool_shrink", n=1) == {"ok": "pool will shrink"}, "the pool")
+    until(lambda: answer(controlled, "stats")["pool"]["max-concurrency"] == 2, "the pool to be smaller")
     running = [controlled.send("sleep", 60) for _ in range(3)]
     until(lambda: len(answer(controlled, "active")) == 2, "two tasks to run in a pool of two")
     until(lambda: len(answer(controlled, "reserved")) == 1, "the third task to wait")

@@ -99,10 +99,10 @@ def test_what_makes_no_sense_is_not_delivered_again(site: Site):
 
 @pytest.mark.only_ours("an unknown task is dropped after its answer, and what cannot be read has no trace")
 def test_what_makes_no_sense_becomes_a_dead_letter(site: Site):
-    before = site.shared.said().count("dead letter")
+    before = site.shared.process.said().count("dead letter")
     site.publish(b"this is not json", headers())
     expect_life(site)
-    assert site.shared.said().count("dead letter") > before
+    assert site.shared.process.said().count("dead letter") > before
 
 
 ELEMENTS = [

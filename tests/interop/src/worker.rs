@@ -17,6 +17,8 @@ use crate::tasks;
 
 /// How long a handler that was told to end may take: a client waits for what became of it.
 const CANCEL_GRACE: Duration = Duration::from_millis(300);
+/// How often a task of TaskIQ runs whose label asks for retries and says no number.
+const TASKIQ_RUNS: u32 = 5;
 /// The longest that others wait for the tasks of a worker that is gone.
 const LEASE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(10));
 
@@ -123,6 +125,7 @@ async fn taskiq(environment: &Environment, names: Vec<String>) -> anyhow::Result
         queues: environment.queues.clone(),
         registered: names,
         results,
+        default_runs: TASKIQ_RUNS,
         silent_after: environment.idle.clamp(Duration::from_secs(1), Duration::from_secs(60)),
     };
     let groups = taskiq::Groups { idle: environment.idle, ..taskiq::Groups::default() };

@@ -183,6 +183,10 @@ fn tags(tags: &[Tag]) -> Vec<windlass_amqp::Tag> {
 
 #[async_trait]
 impl Carrier for AmqpQueues {
+    async fn turn_to(&self, queues: &[QueueName]) -> Result<(), TransportError> {
+        self.amqp.consume(&names(queues)).await.map_err(of_amqp)
+    }
+
     async fn take(
         &self,
         queues: &[QueueName],

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use windlass_core::QueueName;
 use windlass_core::backend::BATCH_MAX;
@@ -32,6 +33,8 @@ pub struct RedisLists {
     silent_after: Duration,
     /// Tokens of what is held here and is to be handed out again: what dead processes held, and what may be stored.
     again: Mutex<Vec<String>>,
+    /// Something was added there: who waits need not wait.
+    bell: Notify,
 }
 
 impl RedisLists {
@@ -43,6 +46,7 @@ impl RedisLists {
             prefix: prefix.to_owned(),
             silent_after,
             again: Mutex::default(),
+            bell: Notify::new(),
         }
     }
 
@@ -78,6 +82,14 @@ impl RedisLists {
         carried
     }
 
+    fn hand_out_again(&self, tokens: impl IntoIterator<Item = String>) {
+        let mut again = self.again.lock();
+        again.extend(tokens);
+        if !again.is_empty() {
+            self.bell.notify_one();
+        }
+    }
+
     /// Takes what is to be handed out again.
     fn tokens_of_again(&self, max: usize) -> Vec<String> {
         let mut again = self.again.lock();
@@ -106,8 +118,18 @@ impl Carrier for RedisLists {
                 return Ok(carried);
             }
         }
-        let taken = self.lists.take(&self.names(queues), max, wait, hush).await.map_err(of_store)?;
-        Ok(self.hand_out(taken, queues, false))
+        let (names, hush) = (self.names(queues), hush.child_token());
+        let taking = self.lists.take(&names, max, wait, &hush);
+        tokio::pin!(taking);
+        // Never dropped half-way: what it has taken by then would be held and nobody would have it.
+        let taken = tokio::select! {
+            taken = &mut taking => taken,
+            () = self.bell.notified() => {
+                hush.cancel();
+                taking.await
+            }
+        };
+        Ok(self.hand_out(taken.map_err(of_store)?, queues, false))
     }
 
     async fn accept(&self, tags: &[Tag]) -> Result<Vec<LetGo>, TransportError> {
@@ -125,7 +147,7 @@ impl Carrier for RedisLists {
         let tokens: Vec<String> = tags.iter().map(text_of).collect();
         match why {
             Returned::Unstored => self.lists.put_back(&tokens).await.map_err(of_store)?,
-            Returned::Doubtful => self.again.lock().extend(tokens),
+            Returned::Doubtful => self.hand_out_again(tokens),
         }
         Ok(())
     }
@@ -133,7 +155,7 @@ impl Carrier for RedisLists {
     async fn recover(&self) -> Result<u64, TransportError> {
         let recovered = self.lists.recover(BATCH_MAX, self.silent_after).await.map_err(of_store)?;
         let amount = recovered.len() as u64;
-        self.again.lock().extend(recovered.into_iter().map(|taken| taken.token));
+        self.hand_out_again(recovered.into_iter().map(|taken| taken.token));
         Ok(amount)
     }
 }

@@ -34,6 +34,11 @@ pub use streams::{RedisStreams, StreamReading};
 /// Moves raw messages of one transport.
 #[async_trait]
 pub trait Carrier: Send + Sync + std::fmt::Debug {
+    /// Takes from these queues from now on: when it is done, nothing more comes from others.
+    async fn turn_to(&self, _queues: &[QueueName]) -> Result<(), TransportError> {
+        Ok(())
+    }
+
     /// Takes up to `max` messages from these queues. Waits for the first one up to `wait`, or until `hush`.
     async fn take(
         &self,

@@ -74,7 +74,14 @@ impl Reader {
         queue: &QueueName,
         limits: &TimeLimits,
     ) -> Result<Message, windlass_wire::Malformed> {
-        let mut envelope = message.envelope(self.broker, queue.clone())?;
+        let mut envelope = if TaskId::new(&message.request.id).is_ok() {
+            message.envelope(self.broker, queue.clone())?
+        } else {
+            // Celery takes any text for an id: one that is none here gets another, and is answered under its own.
+            let mut other = message.clone();
+            other.request.id = Uuid::new_v5(&Uuid::NAMESPACE_OID, message.request.id.as_bytes()).to_string();
+            other.envelope(self.broker, queue.clone())?
+        };
         message.request.attach(&mut envelope)?;
         if let Some((hard, soft)) = limits.get(envelope.name.as_str()) {
             envelope.hard_limit = envelope.hard_limit.or(*hard);

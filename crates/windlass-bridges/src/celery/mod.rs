@@ -73,22 +73,47 @@ struct Desk {
     /// Tasks that ended here, by name.
     ended: Mutex<std::collections::BTreeMap<String, u64>>,
     node: Mutex<Option<NodeInfo>>,
+    /// How many slots it was told to have, while it has not said so.
+    slots_wanted: Mutex<Option<usize>>,
 }
 
+/// The reply to an operator does not wait longer for a queue to be left.
+const LEFT_WITHIN: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// The queues of this node, as operators have changed them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queues {
     changed: AtomicBool,
     now: Mutex<Vec<QueueName>>,
     bell: tokio::sync::Notify,
+    /// Those that messages were taken from last.
+    taken_from: tokio::sync::watch::Sender<Vec<QueueName>>,
 }
 
 impl Queues {
+    fn of(queues: Vec<QueueName>) -> Self {
+        Self {
+            changed: AtomicBool::new(false),
+            now: Mutex::new(queues.clone()),
+            bell: tokio::sync::Notify::new(),
+            taken_from: tokio::sync::watch::Sender::new(queues),
+        }
+    }
+
     /// Changes them; the node hears of it.
     fn change(&self, change: impl FnOnce(&mut Vec<QueueName>)) {
         change(&mut self.now.lock());
         self.changed.store(true, Ordering::Relaxed);
         self.bell.notify_one();
+    }
+
+    /// Waits until nothing is taken from a queue any more, or for as long as an operator waits: while every slot is busy
+    /// nothing is taken at all.
+    async fn until_left(&self, queue: &str) {
+        let mut taken_from = self.taken_from.subscribe();
+        taken_from.mark_unchanged();
+        let left = taken_from.wait_for(|queues| queues.iter().all(|name| name.as_str() != queue));
+        drop(tokio::time::timeout(LEFT_WITHIN, left).await);
     }
 }
 
@@ -110,9 +135,10 @@ impl Celery {
             events,
             revoked: Revoked::default(),
             time_limits: Mutex::default(),
-            queues: Queues { now: Mutex::new(options.queues), ..Queues::default() },
+            queues: Queues::of(options.queues),
             ended: Mutex::default(),
             node: Mutex::default(),
+            slots_wanted: Mutex::default(),
         });
         tokio::spawn(control::serve(Arc::clone(&desk), store, stop.child_token()));
         Self { carrier, desk, _stop: stop.drop_guard() }
@@ -151,6 +177,10 @@ impl Celery {
 impl Transport for Celery {
     async fn take(&self, demand: &Demand) -> Result<Vec<Taken>, TransportError> {
         let Demand { queues, max, wait, hush, .. } = demand;
+        if self.desk.queues.changed.load(Ordering::Relaxed) {
+            self.carrier.turn_to(queues).await?;
+            self.desk.queues.taken_from.send_replace(queues.clone());
+        }
         let carried: Vec<Carried> = self.carrier.take(queues, *max, *wait, hush).await?;
         let limits = self.desk.time_limits.lock().clone();
         let (mut taken, mut turned_away, mut received) = (Vec::with_capacity(carried.len()), Vec::new(), Vec::new());
@@ -212,6 +242,7 @@ impl Transport for Celery {
     async fn beat(&self, node: &NodeInfo) {
         self.desk.events.beat(node);
         *self.desk.node.lock() = Some(node.clone());
+        self.desk.slots_wanted.lock().take_if(|wanted| *wanted == node.slots);
         if node.phase == NodePhase::Stopped {
             self.desk.events.say_goodbye().await;
         }

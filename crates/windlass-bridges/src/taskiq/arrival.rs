@@ -14,16 +14,26 @@ const NOT_REGISTERED: &str = "NotRegistered";
 /// The longest id of a task that is answered under it, in bytes: a key of a result that somebody can still read.
 const TASK_ID_BYTES_MAX: usize = 1_024;
 
+/// What is known here when a message arrives.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) broker: Broker,
+    /// The names of the tasks that have a handler here.
+    pub(super) registered: HashSet<String>,
+    /// How often a task runs that is retried and says no number.
+    pub(super) default_runs: u32,
+}
+
 /// Reads what a carrier brought.
-pub(super) fn read(carried: Carried, broker: Broker, registered: &HashSet<String>) -> Taken {
+pub(super) fn read(carried: Carried, reader: &Reader) -> Taken {
     let decoded = match &carried.content {
         Content::Unreadable(_, reason) => Err(reason.clone()),
         Content::Bytes(_) | Content::Frame(_) => taskiq::Message::decode(carried.content.raw()),
     };
     let (id, identity) = identity(&carried, decoded.as_ref().ok());
-    let message = decoded.and_then(|message| envelope(&message, broker, carried.queue.clone()));
+    let message = decoded.and_then(|message| envelope(&message, reader, carried.queue.clone()));
     let message = match message {
-        Ok(envelope) => task(envelope, registered),
+        Ok(envelope) => task(envelope, &reader.registered),
         Err(reason) => Message::Malformed(letter(&carried, &reason)),
     };
     Taken { id, identity, tag: carried.tag, message }
@@ -40,7 +50,24 @@ fn task(envelope: Envelope, registered: &HashSet<String>) -> Message {
 }
 
 /// The task of a message. TaskIQ takes any text for an id: one that is none here gets another, and is answered under its own.
-fn envelope(message: &taskiq::Message, broker: Broker, queue: QueueName) -> Result<Envelope, windlass_wire::Malformed> {
+fn envelope(
+    message: &taskiq::Message,
+    reader: &Reader,
+    queue: QueueName,
+) -> Result<Envelope, windlass_wire::Malformed> {
+    let mut envelope = under_an_id(message, reader.broker, queue)?;
+    if message.labels.retry_on_error() == Some(true) && message.labels.max_runs().is_none() {
+        let failed = message.labels.failed_runs();
+        envelope.retries = Some(reader.default_runs.saturating_sub(1).saturating_sub(failed));
+    }
+    Ok(envelope)
+}
+
+fn under_an_id(
+    message: &taskiq::Message,
+    broker: Broker,
+    queue: QueueName,
+) -> Result<Envelope, windlass_wire::Malformed> {
     if TaskId::new(&message.task_id).is_ok() || message.task_id.len() > TASK_ID_BYTES_MAX {
         return message.envelope(broker, queue);
     }
@@ -107,7 +134,8 @@ mod tests {
     }
 
     fn read(carried: Carried) -> Taken {
-        super::read(carried, Broker::Amqp, &HashSet::from(["known".to_owned()]))
+        let registered = HashSet::from(["known".to_owned()]);
+        super::read(carried, &Reader { broker: Broker::Amqp, registered, default_runs: 3 })
     }
 
     fn id_of(carried: Carried) -> String {

@@ -33,7 +33,6 @@ pub mod producer;
 mod results;
 pub mod schedules;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -44,6 +43,7 @@ use windlass_core::bridge::{Answer, Concern, LetGo, Returned, Tag, Taken, Transp
 use windlass_wire::taskiq::{Broker, LABELS_HEADER};
 
 use crate::carrier::Carrier;
+use arrival::Reader;
 pub use options::{Groups, Options, ResultOptions, open, open_amqp, open_channels, open_lists, open_streams};
 pub use results::{Keep, ProgressKeys, Results, WaitError};
 
@@ -51,26 +51,21 @@ pub use results::{Keep, ProgressKeys, Results, WaitError};
 #[derive(Debug)]
 pub struct TaskIq {
     carrier: Arc<dyn Carrier>,
-    broker: Broker,
-    registered: HashSet<String>,
+    reader: Reader,
     results: Option<Results>,
 }
 
 impl TaskIq {
     /// A transport over this carrier, whose kind decides what priorities mean.
     pub fn new(carrier: Arc<dyn Carrier>, broker: Broker, options: Options) -> Self {
-        let Options { registered, results, .. } = options;
-        Self {
-            carrier,
-            broker,
-            registered: registered.into_iter().collect(),
-            results: results.map(|results| Results::new(&results)),
-        }
+        let Options { registered, results, default_runs, .. } = options;
+        let reader = Reader { broker, registered: registered.into_iter().collect(), default_runs };
+        Self { carrier, reader, results: results.map(|results| Results::new(&results)) }
     }
 
     /// Whether a client may wait for this task.
     fn concerns(&self, envelope: &Envelope) -> bool {
-        envelope.headers.contains_key(LABELS_HEADER) && self.registered.contains(envelope.name.as_str())
+        envelope.headers.contains_key(LABELS_HEADER) && self.reader.registered.contains(envelope.name.as_str())
     }
 }
 
@@ -78,7 +73,7 @@ impl TaskIq {
 impl Transport for TaskIq {
     async fn take(&self, demand: &Demand) -> Result<Vec<Taken>, TransportError> {
         let carried = self.carrier.take(&demand.queues, demand.max, demand.wait, &demand.hush).await?;
-        Ok(carried.into_iter().map(|carried| arrival::read(carried, self.broker, &self.registered)).collect())
+        Ok(carried.into_iter().map(|carried| arrival::read(carried, &self.reader)).collect())
     }
 
     async fn accept(&self, tags: &[Tag]) -> Result<Vec<LetGo>, TransportError> {

@@ -26,6 +26,9 @@ pub struct Options {
     pub registered: Vec<String>,
     /// Where results go: nowhere, as long as there is no result backend.
     pub results: Option<ResultOptions>,
+    /// How often a task runs whose message asks for retries and says no number: what the retry middleware of the application is
+    /// told. 3.
+    pub default_runs: u32,
     /// On lists: after how long without a sign of life what another node has taken is given to others. A minute.
     pub silent_after: Duration,
 }
@@ -36,6 +39,7 @@ impl Default for Options {
             queues: vec![QueueName::known("taskiq")],
             registered: Vec::new(),
             results: None,
+            default_runs: 3,
             silent_after: SILENT_AFTER,
         }
     }

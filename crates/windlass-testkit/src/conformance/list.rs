@@ -161,7 +161,7 @@ pub async fn states_are_found_by_when_they_were_entered(h: &Harness) {
     h.clock.advance(secs(10));
     let again_at = h.clock.now();
     h.act_on(cancelled, TaskAction::Cancel).await;
-    assert_eq!(ids(&h.list(&ended_since(again_at, &[])).await), [cancelled.clone()]);
+    assert_eq!(ids(&h.list(&ended_since(again_at, &[])).await), std::slice::from_ref(cancelled));
     h.act_on(cancelled, TaskAction::Discard).await;
     assert_eq!(h.list(&before).await.len(), 2);
 }

@@ -27,7 +27,7 @@ pub(super) async fn reply(desk: &Desk, store: &dyn Backend, command: &Command) -
         Command::RateLimit { task, limit } => rate_limit(desk, store, task, limit.as_deref()).await,
         Command::TimeLimit { task, hard, soft } => Ok(time_limit(desk, task, *hard, *soft)),
         Command::AddConsumer { queue, .. } => Ok(add_consumer(desk, queue).await),
-        Command::CancelConsumer { queue } => Ok(cancel_consumer(desk, queue)),
+        Command::CancelConsumer { queue } => Ok(cancel_consumer(desk, queue).await),
         Command::PoolGrow { by } => resize(desk, store, i64::from(*by), "pool will grow").await,
         Command::PoolShrink { by } => resize(desk, store, -i64::from(*by), "pool will shrink").await,
         Command::Autoscale { .. } => Ok(answer::error("ValueError('Autoscale not enabled')")),
@@ -197,25 +197,24 @@ async fn add_consumer(desk: &Desk, queue: &str) -> Value {
     answer::ok(format!("add consumer {name}"))
 }
 
-fn cancel_consumer(desk: &Desk, queue: &str) -> Value {
+async fn cancel_consumer(desk: &Desk, queue: &str) -> Value {
     desk.queues.change(|queues| queues.retain(|name| name.as_str() != queue));
+    desk.queues.until_left(queue).await;
     answer::ok(format!("no longer consuming from {}", shown(queue)))
 }
 
 async fn resize(desk: &Desk, store: &dyn Backend, by: i64, done: &str) -> Result<Value, StoreError> {
-    let slots = {
-        let mut node = desk.node.lock();
-        let Some(node) = node.as_mut() else {
-            return Ok(answer::error("RuntimeError('the node has not begun to work yet')"));
-        };
-        let slots = i64::try_from(node.slots).unwrap_or(i64::MAX).saturating_add(by);
-        let slots = usize::try_from(slots).unwrap_or(0);
-        if slots == 0 {
-            return Ok(answer::error("ValueError('Can\\'t shrink pool. All processes busy!')"));
-        }
-        node.slots = slots.min(SLOTS_MAX);
-        node.slots
+    let has = desk.node.lock().as_ref().map(|node| node.slots);
+    let Some(has) = has else {
+        return Ok(answer::error("RuntimeError('the node has not begun to work yet')"));
     };
+    let now = desk.slots_wanted.lock().unwrap_or(has);
+    let slots = i64::try_from(now).unwrap_or(i64::MAX).saturating_add(by);
+    let slots = usize::try_from(slots).unwrap_or(0).min(SLOTS_MAX);
+    if slots == 0 {
+        return Ok(answer::error("ValueError('a pool has at least one slot')"));
+    }
+    *desk.slots_wanted.lock() = Some(slots);
     order(desk, store, Order::Resize(slots)).await?;
     Ok(answer::ok(done))
 }

@@ -303,8 +303,11 @@ impl Arguments<'_> {
         })
     }
 
+    /// Flower sends 1 for true.
     fn flag(&self, name: &str) -> bool {
-        self.0.get(name).and_then(Value::as_bool).unwrap_or(false)
+        self.0
+            .get(name)
+            .is_some_and(|value| value.as_bool().unwrap_or_else(|| value.as_f64().is_some_and(|it| it != 0.0)))
     }
 
     fn number(&self, name: &str) -> Option<f64> {
