@@ -34,7 +34,7 @@ pub(super) fn setting(loaded: &Loaded, key: &str) -> (Option<String>, String) {
 /// A value other than the default that the key accepts.
 fn example(key: &Key<Config>) -> &'static str {
     match key.info().name {
-        "store" => "postgres://user:hunter2@db/app",
+        "store" | "bridge" => "postgres://user:hunter2@db/app",
         "worker.queues" => "email=3,default",
         "worker.node" => "web-1",
         "worker.listen" => "127.0.0.1:9100",
