@@ -216,15 +216,15 @@ fn side_of(settings: &Settings, registry: &Registry) -> Side {
 
 /// The store with what other programs send in front of it.
 async fn bridged(url: BridgeUrl, side: Side, store: Arc<dyn Backend>) -> Result<Arc<dyn Backend>, Problem> {
-    bridges::open(&url, side, store).await.map_err(|error| match error {
-        OpenError::Url(_) | OpenError::Unknown(_) => {
-            Problem::usage(error, "see docs/bridges.md for what the URL of a bridge may say")
+    bridges::open(&url, side, store).await.map_err(|error| {
+        if matches!(error, OpenError::Url(_) | OpenError::Unknown(_)) {
+            return Problem::usage(error, "see docs/bridges.md for what the URL of a bridge may say");
         }
-        other => Problem::new(
+        Problem::new(
             Exit::Unreachable,
-            format_args!("the bridge {url} cannot be opened: {other}"),
+            format_args!("the bridge {url} cannot be opened: {error}"),
             "start the server, or correct the URL: `windlass config show bridge --origin` says where it comes from",
-        ),
+        )
     })
 }
 

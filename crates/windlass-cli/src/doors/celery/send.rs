@@ -148,7 +148,7 @@ pub(super) async fn purge(out: &Out, place: &Place, args: &Purge, own: &[String]
 
 /// Drops what waits in queues, and answers how much that was.
 pub(super) async fn drop_all(place: &Place, queues: &[String]) -> Result<u64, Problem> {
-    let queues: Result<Vec<QueueName>, _> = queues.iter().map(|queue| QueueName::new(queue)).collect();
+    let queues: Result<Vec<QueueName>, _> = queues.iter().map(QueueName::new).collect();
     let queues = queues.map_err(|error| Problem::usage(error, "name queues with commas between them"))?;
     place.drop_waiting(&queues).await
 }
