@@ -1,15 +1,17 @@
 //! `cargo xtask`: the project's own tooling, typed, without shell scripts.
 //!
 //! Every command is one module: [`mod@test`] runs all checks of the project, [`tidy`] the rules that no compiler knows,
-//! [`sim`] many seeds of the simulation, [`chaos`] large runs with killed workers and servers, [`servers`] the servers that tests of the stores need. A new command is one
-//! variant of [`Task`] and one arm in [`run`].
+//! [`sim`] many seeds of the simulation, [`chaos`] large runs with killed workers and servers, [`interop`] real programs
+//! from Python, [`servers`] the servers that tests of the stores need. A new command is one variant of [`Task`] and one arm in [`run`].
 
 mod chaos;
 mod finding;
+mod interop;
 mod machine;
 mod markdown;
 mod metadata;
 mod process;
+mod programs;
 mod rust_source;
 mod servers;
 mod sim;
@@ -59,6 +61,9 @@ enum Task {
     },
     /// Kill and freeze workers and crash servers while many tasks run, and check that nothing is lost.
     Chaos(chaos::Arguments),
+    /// Run real programs from Python (Celery, Flower, TaskIQ) against our worker and our client.
+    #[command(after_help = interop::EXAMPLES)]
+    Interop(interop::Arguments),
     /// Start the servers that the tests of the stores need, run a command with them and stop them.
     ///
     /// Starts a Redis that syncs its log every second, one that syncs it with every write, and a PostgreSQL: on free ports
@@ -94,6 +99,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Tidy { only } => tidy::run(&root, &only).map(|()| ExitCode::SUCCESS),
         Task::Sim { seeds, from } => sim::run(&root, seeds, from).map(|()| ExitCode::SUCCESS),
         Task::Chaos(arguments) => chaos::run(&root, &arguments).map(|()| ExitCode::SUCCESS),
+        Task::Interop(arguments) => interop::run(&root, &arguments).map(|()| ExitCode::SUCCESS),
         Task::Servers { trouble, command } => servers::run(&command, trouble),
     }
 }

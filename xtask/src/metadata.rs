@@ -1,6 +1,6 @@
 //! The workspace as `cargo metadata` describes it, reduced to what the checks ask.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -95,6 +95,20 @@ impl Metadata {
     pub(crate) fn members(&self) -> impl Iterator<Item = &Package> {
         self.packages.iter().filter(|package| package.member)
     }
+}
+
+/// Where cargo puts what it builds, whoever has said so: the environment, a configuration, or nobody.
+///
+/// # Errors
+/// When cargo cannot be asked.
+pub(crate) fn target_folder(root: &Path) -> Result<PathBuf> {
+    let output = process::cargo()
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root)
+        .output()
+        .context("cannot run cargo")?;
+    let value: Value = serde_json::from_slice(&output.stdout).context("`cargo metadata` printed no JSON")?;
+    text(&value, "target_directory").map(PathBuf::from)
 }
 
 fn parse_package(package: &Value, root: &str, members: &[Value]) -> Result<Package> {

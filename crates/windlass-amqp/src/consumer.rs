@@ -7,6 +7,9 @@
 //! 2. what arrives is handed out at once   3. before anything is accepted the prefetch is lowered, so that nothing replaces it
 //! 4. when nobody has waited for a moment, the consumers are cancelled and what lies here is put back
 //!
+//! An acknowledgement has no answer. Behind each batch of them the prefetch is set to what it is: the answer to that says that
+//! the broker has dealt with the batch. Nothing waits for it but whoever has finished the batch.
+//!
 //! A quorum queue knows no common prefetch of a channel, and that of a consumer is fixed when it is made. There the prefetch
 //! is shared out among the queues, and consumers are made anew when it no longer fits.
 
@@ -19,21 +22,20 @@ use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions};
 use lapin::types::{FieldTable, ShortString};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use crate::AmqpError;
-use crate::desk::{Ack, Desk, Finished};
-use crate::intake::{Answer, Command, Ending};
+use crate::desk::{Desk, Finished};
+use crate::intake::{Answer, Command, Consumed, Ending};
+use crate::line::{self, NO_PREFETCH, PREFETCH_MAX};
 use crate::link::{ANSWER_LIMIT, Link, Session, Standing};
-use crate::message::{self, Taken};
+use crate::message::Taken;
 use crate::table::short;
 
-/// The largest prefetch of the protocol; 0 would mean none.
-const PREFETCH_MAX: usize = u16::MAX as usize;
 /// How long consumers stay when nobody waits: longer than from one take to the next in a worker that has free slots.
 const LINGER: Duration = Duration::from_millis(100);
 /// Before a channel that the broker has closed is replaced.
@@ -48,6 +50,16 @@ pub(crate) enum Prefetch {
     OfConsumers,
 }
 
+impl Prefetch {
+    /// That which all queues of both have.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::OfChannel, Self::OfChannel) => Self::OfChannel,
+            (Self::OfConsumers, _) | (_, Self::OfConsumers) => Self::OfConsumers,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Waiter {
     id: u64,
@@ -59,7 +71,6 @@ struct Waiter {
 pub(crate) struct Consumer {
     link: Arc<Link>,
     standing: watch::Receiver<Standing>,
-    queues: Vec<Arc<str>>,
     prefetch: Prefetch,
     commands: mpsc::UnboundedReceiver<Command>,
     waiting: VecDeque<Waiter>,
@@ -102,15 +113,13 @@ impl From<AmqpError> for Ended {
 impl Consumer {
     pub(crate) fn new(
         link: Arc<Link>,
-        queues: Vec<Arc<str>>,
-        prefetch: Prefetch,
+        Consumed { queues, prefetch }: Consumed,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Self {
         Self {
             standing: link.standing(),
             link,
-            desk: Desk::new(queues.len()),
-            queues,
+            desk: Desk::of(queues),
             prefetch,
             commands,
             waiting: VecDeque::new(),
@@ -169,7 +178,7 @@ impl Consumer {
     }
 
     /// Waits before a channel is opened again; what was declared may be gone with it.
-    async fn rest(&mut self, session: &Session) -> bool {
+    async fn rest(&mut self, session: &Arc<Session>) -> bool {
         let until = Instant::now() + CHANNEL_PAUSE;
         loop {
             tokio::select! {
@@ -195,6 +204,12 @@ impl Consumer {
             }
             // Their channel is gone.
             Command::LayBack(_) => {}
+            Command::Consume { queues, prefetch, answer } => {
+                // Nothing lies here, so nothing goes back.
+                self.desk.change_queues(queues);
+                self.prefetch = self.prefetch.or(prefetch);
+                let _ = answer.send(());
+            }
             Command::Finish { tags, answer, .. } => drop(answer.send(vec![Finished::Void; tags.len()])),
         }
     }
@@ -213,7 +228,7 @@ impl Consumer {
         }
     }
 
-    async fn serve(&mut self, session: &Session) -> Ended {
+    async fn serve(&mut self, session: &Arc<Session>) -> Ended {
         let channel = match session.channel().await {
             Ok(channel) => channel,
             Err(error) => return Ended::Lost(error),
@@ -228,9 +243,9 @@ impl Consumer {
     }
 
     /// Adjusts what the broker may deliver, then deals with one thing that happens.
-    async fn step(&mut self, open: &mut Open, session: &Session) -> Result<(), Ended> {
+    async fn step(&mut self, open: &mut Open, session: &Arc<Session>) -> Result<(), Ended> {
         self.adjust(open, session).await?;
-        let is_idle = self.waiting.is_empty() && open.has_consumers();
+        let is_idle = self.waiting.is_empty() && (open.has_consumers() || self.desk.on_shelves() > 0);
         let consumers = open.consumer_tags.len();
         tokio::select! {
             biased;
@@ -241,10 +256,10 @@ impl Consumer {
             arrived = open.deliveries.next(), if consumers > 0 => {
                 let mut arrived = arrived;
                 while let Some((queue, delivery)) = arrived {
-                    self.lay(queue, delivery.map_err(|error| session.error(&error))?);
+                    self.desk.arrived(queue, delivery.map_err(|error| session.error(&error))?);
                     arrived = open.deliveries.next().now_or_never().flatten();
                 }
-                self.hand_out();
+                self.hand_out(&open.channel);
             }
             () = sleep_until(self.idle_since + LINGER), if is_idle => self.retire(open, session).await?,
         }
@@ -256,38 +271,42 @@ impl Consumer {
         Ok(())
     }
 
-    fn lay(&mut self, queue: usize, delivery: Delivery) {
-        let tag = self.desk.tag(delivery.delivery_tag);
-        self.desk.arrived(queue, message::taken(delivery, tag, Arc::clone(&self.queues[queue])));
-    }
-
     /// Hands out what lies here to those who wait.
-    fn hand_out(&mut self) {
+    fn hand_out(&mut self, channel: &Channel) {
         while self.desk.on_shelves() > 0
             && let Some(waiter) = self.waiting.pop_front()
         {
             let taken = self.desk.hand_out(waiter.max);
             self.unfilled = waiter.max - taken.len();
             if let Err(Ok(taken)) = waiter.answer.send(Ok(taken)) {
-                self.desk.lay_back(&self.queues, taken);
+                line::tell(channel, &self.desk.lay_back(taken), Ending::PutBack);
             }
             self.idle_since = Instant::now();
         }
     }
 
-    async fn obey(&mut self, command: Command, open: &mut Open, session: &Session) -> Result<(), AmqpError> {
+    async fn obey(&mut self, command: Command, open: &mut Open, session: &Arc<Session>) -> Result<(), AmqpError> {
         match command {
             Command::Take { id, max, answer } => {
                 self.waiting.push_back(Waiter { id, max, answer });
-                self.hand_out();
+                self.hand_out(&open.channel);
             }
             Command::Recall(id) => {
                 self.answer_one(id, || Ok(Vec::new()));
                 self.idle_since = Instant::now();
             }
             Command::LayBack(taken) => {
-                self.desk.lay_back(&self.queues, taken);
-                self.hand_out();
+                line::tell(&open.channel, &self.desk.lay_back(taken), Ending::PutBack);
+                self.hand_out(&open.channel);
+            }
+            Command::Consume { queues, prefetch, answer } => {
+                let stopped = self.stop(open, session).await;
+                let left = self.desk.change_queues(queues);
+                line::tell(&open.channel, &left, Ending::PutBack);
+                self.switch_prefetch(open, self.prefetch.or(prefetch));
+                let _ = answer.send(());
+                stopped?;
+                self.hand_out(&open.channel);
             }
             Command::Finish { tags, ending, answer } => {
                 if !open.channel.status().connected() {
@@ -300,8 +319,12 @@ impl Consumer {
                     Prefetch::OfConsumers if self.waiting.is_empty() => self.stop(open, session).await?,
                     Prefetch::OfConsumers => {}
                 }
-                tell(&open.channel, &acks, ending);
-                drop(answer.send(finished));
+                line::tell(&open.channel, &acks, ending);
+                if acks.is_empty() {
+                    drop(answer.send(finished));
+                } else {
+                    self.answer_when_heard(open, session, finished, answer);
+                }
                 if !open.channel.status().connected() {
                     return Err(AmqpError::Broken("the broker closed the channel".to_owned()));
                 }
@@ -310,8 +333,50 @@ impl Consumer {
         Ok(())
     }
 
+    /// Keeps the prefetch in another way from now on. There are no consumers.
+    fn switch_prefetch(&mut self, open: &Open, prefetch: Prefetch) {
+        if self.prefetch != prefetch {
+            // A queue that knows no prefetch of a channel takes no consumer on a channel that has one.
+            line::set_prefetch_of_channel(&open.channel, NO_PREFETCH);
+            self.prefetch = prefetch;
+        }
+    }
+
+    /// Answers when the broker has dealt with everything that it was told so far.
+    fn answer_when_heard(
+        &self,
+        open: &Open,
+        session: &Arc<Session>,
+        mut finished: Vec<Finished>,
+        answer: oneshot::Sender<Vec<Finished>>,
+    ) {
+        // What the prefetch is already; where each consumer has its own, it is for those that are made without one.
+        let count = open.prefetch.max(1);
+        let asked = match self.prefetch {
+            Prefetch::OfChannel => line::ask_prefetch_of_channel(&open.channel, count),
+            Prefetch::OfConsumers => line::ask_prefetch_of_consumers(&open.channel, count),
+        };
+        let session = Arc::clone(session);
+        tokio::spawn(async move {
+            let is_heard = tokio::select! {
+                biased;
+                said = session.limited(asked) => said.is_ok(),
+                () = session.is_over().cancelled() => false,
+            };
+            if is_heard {
+                let told = finished.iter_mut().filter(|finished| **finished == Finished::Told);
+                told.for_each(|finished| *finished = Finished::Heard);
+            }
+            drop(answer.send(finished));
+        });
+    }
+
     /// Lets the broker deliver what is waited for, and no more.
-    async fn adjust(&mut self, open: &mut Open, session: &Session) -> Result<(), AmqpError> {
+    async fn adjust(&mut self, open: &mut Open, session: &Arc<Session>) -> Result<(), AmqpError> {
+        let queues = self.desk.queues().len();
+        if queues == 0 {
+            return Ok(());
+        }
         let wanted: usize = self.waiting.iter().map(|waiter| waiter.max).sum();
         // More came than somebody has room for now. One may always come, as there is no prefetch of nothing.
         let excess = if wanted == 0 { self.desk.clear_shelves(self.unfilled.max(1)) } else { Vec::new() };
@@ -322,8 +387,7 @@ impl Consumer {
                 let is_new = wanted > 0 && !open.has_consumers();
                 if is_new || (open.has_consumers() && prefetch != open.prefetch) {
                     // It takes effect in its place in the line: there is no answer to wait for.
-                    let (channel, count) = (open.channel.clone(), prefetch as u16);
-                    put_in_line(async move { channel.basic_qos(count, BasicQosOptions { global: true }).await });
+                    line::set_prefetch_of_channel(&open.channel, prefetch);
                     open.prefetch = prefetch;
                 }
                 if is_new {
@@ -332,17 +396,17 @@ impl Consumer {
             }
             Prefetch::OfConsumers if wanted > 0 => {
                 let allowed = self.desk.in_hands_of_generation() + wanted.max(lying);
-                let most: usize = shares(allowed, self.queues.len()).iter().sum();
+                let most: usize = shares(allowed, queues).iter().sum();
                 let fits = open.prefetch <= most && allowed < open.prefetch * 2;
                 if open.has_consumers() && !fits {
                     self.stop(open, session).await?;
-                    tell(&open.channel, &self.desk.clear_shelves(wanted), Ending::PutBack);
-                    self.hand_out();
+                    line::tell(&open.channel, &self.desk.clear_shelves(wanted), Ending::PutBack);
+                    self.hand_out(&open.channel);
                 }
                 let wanted: usize = self.waiting.iter().map(|waiter| waiter.max).sum();
                 let room = wanted.saturating_sub(self.desk.on_shelves()).min(PREFETCH_MAX);
                 if room > 0 && !open.has_consumers() {
-                    let shares = shares(room, self.queues.len());
+                    let shares = shares(room, queues);
                     open.prefetch = shares.iter().sum();
                     self.consume(open, session, &shares).await?;
                 }
@@ -350,30 +414,26 @@ impl Consumer {
             Prefetch::OfConsumers if !excess.is_empty() => self.stop(open, session).await?,
             Prefetch::OfConsumers => {}
         }
-        tell(&open.channel, &excess, Ending::PutBack);
+        line::tell(&open.channel, &excess, Ending::PutBack);
         Ok(())
     }
 
     /// Makes a consumer for every queue, each with its share of the prefetch where they have one.
-    async fn consume(&mut self, open: &mut Open, session: &Session, shares: &[usize]) -> Result<(), AmqpError> {
+    async fn consume(&mut self, open: &mut Open, session: &Arc<Session>, shares: &[usize]) -> Result<(), AmqpError> {
         self.desk.next_generation();
-        let mut made = Vec::with_capacity(self.queues.len());
-        for (position, queue) in self.queues.iter().enumerate() {
+        let mut made = Vec::with_capacity(self.desk.queues().len());
+        for (position, queue) in self.desk.queues().enumerate() {
             if let Some(share) = shares.get(position) {
-                let (channel, count) = (open.channel.clone(), *share as u16);
-                put_in_line(async move { channel.basic_qos(count, BasicQosOptions { global: false }).await });
+                line::set_prefetch_of_consumers(&open.channel, *share);
             }
             let (channel, queue) = (open.channel.clone(), short("a queue", queue)?);
-            let mut making = async move {
+            let making = async move {
                 let options = BasicConsumeOptions::default();
                 channel.basic_consume(queue, "".into(), options, FieldTable::default()).await
             }
             .boxed();
             // Each prefetch is for the consumer behind it in the line.
-            made.push(match (&mut making).now_or_never() {
-                Some(consumer) => std::future::ready(consumer).boxed(),
-                None => making,
-            });
+            made.push(line::begun(making));
         }
         for (position, making) in made.into_iter().enumerate() {
             let consumer = session.limited(making).await?;
@@ -384,7 +444,7 @@ impl Consumer {
     }
 
     /// Cancels all consumers; what they had on the way is laid here.
-    async fn stop(&mut self, open: &mut Open, session: &Session) -> Result<(), AmqpError> {
+    async fn stop(&mut self, open: &mut Open, session: &Arc<Session>) -> Result<(), AmqpError> {
         if !open.has_consumers() {
             return Ok(());
         }
@@ -400,7 +460,7 @@ impl Consumer {
         // Each ends when the broker has confirmed; nothing comes after that.
         let rest = async {
             while let Some((queue, delivery)) = open.deliveries.next().await {
-                self.lay(queue, delivery.map_err(|error| session.error(&error))?);
+                self.desk.arrived(queue, delivery.map_err(|error| session.error(&error))?);
             }
             Ok(())
         };
@@ -412,9 +472,9 @@ impl Consumer {
     }
 
     /// Nobody waits: others shall have what lies here.
-    async fn retire(&mut self, open: &mut Open, session: &Session) -> Result<(), AmqpError> {
+    async fn retire(&mut self, open: &mut Open, session: &Arc<Session>) -> Result<(), AmqpError> {
         self.stop(open, session).await?;
-        tell(&open.channel, &self.desk.clear_shelves(0), Ending::PutBack);
+        line::tell(&open.channel, &self.desk.clear_shelves(0), Ending::PutBack);
         Ok(())
     }
 }
@@ -422,35 +482,6 @@ impl Consumer {
 /// Shares `room` out among the queues, at least 1 for each: a consumer without would mean one without limit.
 fn shares(room: usize, queues: usize) -> Vec<usize> {
     (0..queues).map(|position| (room / queues + usize::from(position < room % queues)).max(1)).collect()
-}
-
-/// Tells the broker what became of deliveries.
-fn tell(channel: &Channel, acks: &[Ack], ending: Ending) {
-    for ack in acks {
-        let channel = channel.clone();
-        let (number, multiple) = match *ack {
-            Ack::One(number) => (number, false),
-            Ack::Through(number) => (number, true),
-        };
-        match ending {
-            Ending::Accept => {
-                put_in_line(async move { channel.basic_ack(number, BasicAckOptions { multiple }).await });
-            }
-            Ending::PutBack | Ending::Reject => {
-                let options = BasicNackOptions { multiple, requeue: ending == Ending::PutBack };
-                put_in_line(async move { channel.basic_nack(number, options).await });
-            }
-        }
-    }
-}
-
-/// Puts a frame in the line of its channel, now and in this order, and waits for nothing. When the connection ends, the
-/// session tells.
-fn put_in_line(frame: impl Future<Output = lapin::Result<()>> + Send + 'static) {
-    let mut frame = Box::pin(frame);
-    if frame.as_mut().now_or_never().is_none() {
-        tokio::spawn(frame);
-    }
 }
 
 #[cfg(test)]

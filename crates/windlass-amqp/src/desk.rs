@@ -6,7 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::message::Taken;
+use lapin::message::Delivery;
+
+use crate::message::{self, Taken};
 
 /// What a delivery is accepted, put back or rejected by. It is void when the channel that it came by is gone: the broker
 /// delivers the message again.
@@ -23,10 +25,39 @@ impl fmt::Debug for Tag {
     }
 }
 
+impl Tag {
+    /// The tag as bytes, for who keeps tags of several transports in one form.
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        let (epoch, number) = bytes.split_at_mut(8);
+        epoch.copy_from_slice(&self.epoch.to_be_bytes());
+        number.copy_from_slice(&self.number.to_be_bytes());
+        bytes
+    }
+
+    /// The tag of such bytes; any others are a tag that is void.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        let Some((epoch, number)) = bytes.split_first_chunk::<8>() else { return Self::default() };
+        let Ok(number) = number.try_into() else { return Self::default() };
+        Self { epoch: u64::from_be_bytes(*epoch), number: u64::from_be_bytes(number) }
+    }
+}
+
 /// What became of an acceptance, of putting back, of a rejection.
+///
+/// AMQP has no answer to an acknowledgement. But a channel of the broker deals with one thing after the other, so the answer
+/// to something that was asked after it says that it was dealt with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finished {
-    /// The broker is told. It does not answer: when the connection ends on the way, it delivers the message again.
+    /// The broker has heard it: it answered what was asked behind it on the same channel. However the connection ends now, the
+    /// message does not come again.
+    ///
+    /// What remains: a node of the broker that dies in this moment. A classic queue writes acknowledgements down a little
+    /// later, without waiting for the disk; a quorum queue has sent them to its leader and may still be replicating them.
+    /// After a SIGKILL right behind the answer most of them came again (RabbitMQ 3.10).
+    Heard,
+    /// The broker is told, and the connection or the channel ended before it said that it has heard: it may deliver the
+    /// message again.
     Told,
     /// The tag is void: its channel is gone, or it was finished before. Nothing was said to the broker.
     Void,
@@ -47,22 +78,48 @@ enum Place {
     Hand,
 }
 
+#[derive(Debug)]
+struct Shelf {
+    queue: Arc<str>,
+    lying: VecDeque<Taken>,
+}
+
 /// The deliveries of one channel.
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
     epoch: u64,
     /// By number: where it is, and which generation of consumers it came by.
     unacked: BTreeMap<u64, (Place, u64)>,
-    /// What lies here, by queue.
-    shelves: Vec<VecDeque<Taken>>,
+    /// What lies here, one shelf a queue.
+    shelves: Vec<Shelf>,
     /// The shelf that is served next.
     turn: usize,
     generation: u64,
 }
 
 impl Desk {
-    pub(crate) fn new(queues: usize) -> Self {
-        Self { shelves: (0..queues).map(|_| VecDeque::new()).collect(), ..Self::default() }
+    /// An empty desk for these queues.
+    pub(crate) fn of(queues: Vec<Arc<str>>) -> Self {
+        let mut desk = Self::default();
+        desk.change_queues(queues);
+        desk
+    }
+
+    /// From now on these queues; answers what to say to the broker of what lies here of the others. What is in hands stays.
+    pub(crate) fn change_queues(&mut self, queues: Vec<Arc<str>>) -> Vec<Ack> {
+        let mut old = std::mem::take(&mut self.shelves);
+        let mut shelf_of = |queue: Arc<str>| {
+            let position = old.iter().position(|shelf| shelf.queue == queue);
+            position.map_or_else(|| Shelf { queue, lying: VecDeque::new() }, |position| old.swap_remove(position))
+        };
+        self.shelves = queues.into_iter().map(&mut shelf_of).collect();
+        let left: BTreeSet<u64> = old.iter().flat_map(|shelf| &shelf.lying).map(|taken| taken.tag.number).collect();
+        self.forget(&left)
+    }
+
+    /// The queues, in their order.
+    pub(crate) fn queues(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
+        self.shelves.iter().map(|shelf| &shelf.queue)
     }
 
     /// A new channel: everything from the old one is void.
@@ -71,7 +128,7 @@ impl Desk {
         static CHANNELS: AtomicU64 = AtomicU64::new(1);
         self.epoch = CHANNELS.fetch_add(1, Ordering::Relaxed);
         self.unacked.clear();
-        self.shelves.iter_mut().for_each(VecDeque::clear);
+        self.shelves.iter_mut().for_each(|shelf| shelf.lying.clear());
     }
 
     /// New consumers: what comes now is counted apart from what came by the old ones.
@@ -79,17 +136,16 @@ impl Desk {
         self.generation += 1;
     }
 
-    pub(crate) fn tag(&self, number: u64) -> Tag {
-        Tag { epoch: self.epoch, number }
-    }
-
-    pub(crate) fn arrived(&mut self, queue: usize, taken: Taken) {
-        self.unacked.insert(taken.tag.number, (Place::Shelf, self.generation));
-        self.shelves[queue].push_back(taken);
+    /// Lays what has arrived from the queue at this position.
+    pub(crate) fn arrived(&mut self, queue: usize, delivery: Delivery) {
+        let (shelf, number) = (&mut self.shelves[queue], delivery.delivery_tag);
+        let tag = Tag { epoch: self.epoch, number };
+        self.unacked.insert(number, (Place::Shelf, self.generation));
+        shelf.lying.push_back(message::taken(delivery, tag, Arc::clone(&shelf.queue)));
     }
 
     pub(crate) fn on_shelves(&self) -> usize {
-        self.shelves.iter().map(VecDeque::len).sum()
+        self.shelves.iter().map(|shelf| shelf.lying.len()).sum()
     }
 
     pub(crate) fn in_hands(&self) -> usize {
@@ -108,7 +164,7 @@ impl Desk {
         while handed.len() < max && empty < self.shelves.len() {
             let shelf = self.turn % self.shelves.len();
             self.turn = shelf + 1;
-            match self.shelves[shelf].pop_front() {
+            match self.shelves[shelf].lying.pop_front() {
                 Some(taken) => {
                     self.unacked.entry(taken.tag.number).and_modify(|(place, _)| *place = Place::Hand);
                     handed.push(taken);
@@ -120,16 +176,25 @@ impl Desk {
         handed
     }
 
-    /// Lays back what was handed out to somebody who is gone, to the front.
-    pub(crate) fn lay_back(&mut self, queues: &[Arc<str>], handed: Vec<Taken>) {
+    /// Lays back what was handed out to somebody who is gone, to the front; answers what to say to the broker of what has no
+    /// shelf any more.
+    pub(crate) fn lay_back(&mut self, handed: Vec<Taken>) -> Vec<Ack> {
+        let mut left = BTreeSet::new();
         for taken in handed.into_iter().rev() {
-            let is_ours = taken.tag.epoch == self.epoch && self.unacked.contains_key(&taken.tag.number);
-            let shelf = queues.iter().position(|queue| *queue == taken.queue);
-            if let Some(shelf) = shelf.filter(|_| is_ours) {
-                self.unacked.entry(taken.tag.number).and_modify(|(place, _)| *place = Place::Shelf);
-                self.shelves[shelf].push_front(taken);
+            let number = taken.tag.number;
+            if taken.tag.epoch != self.epoch {
+                continue;
+            }
+            let Some((place, _)) = self.unacked.get_mut(&number) else { continue };
+            match self.shelves.iter_mut().find(|shelf| shelf.queue == taken.queue) {
+                Some(shelf) => {
+                    *place = Place::Shelf;
+                    shelf.lying.push_front(taken);
+                }
+                None => drop(left.insert(number)),
             }
         }
+        self.forget(&left)
     }
 
     /// Forgets what has these tags; answers what to say to the broker, and what became of each.
@@ -148,7 +213,7 @@ impl Desk {
     pub(crate) fn clear_shelves(&mut self, kept: usize) -> Vec<Ack> {
         let mut numbers = BTreeSet::new();
         while self.on_shelves() > kept {
-            let longest = self.shelves.iter_mut().max_by_key(|shelf| shelf.len());
+            let longest = self.shelves.iter_mut().map(|shelf| &mut shelf.lying).max_by_key(|lying| lying.len());
             let Some(taken) = longest.and_then(VecDeque::pop_back) else { break };
             numbers.insert(taken.tag.number);
         }
@@ -174,10 +239,7 @@ impl Desk {
 
 #[cfg(test)]
 mod tests {
-    use lapin::message::Delivery;
-
     use super::*;
-    use crate::message;
 
     fn queues() -> Vec<Arc<str>> {
         vec!["a".into(), "b".into()]
@@ -185,13 +247,11 @@ mod tests {
 
     /// A desk of two queues with these numbers on their shelves.
     fn desk(a: &[u64], b: &[u64]) -> Desk {
-        let mut desk = Desk::new(2);
+        let mut desk = Desk::of(queues());
         desk.renew();
         for (queue, numbers) in [a, b].into_iter().enumerate() {
             for number in numbers {
-                let delivery = Delivery::mock(*number, "".into(), "q".into(), false, Vec::new());
-                let taken = message::taken(delivery, desk.tag(*number), Arc::clone(&queues()[queue]));
-                desk.arrived(queue, taken);
+                desk.arrived(queue, Delivery::mock(*number, "".into(), "q".into(), false, Vec::new()));
             }
         }
         desk
@@ -249,12 +309,44 @@ mod tests {
     fn what_was_handed_to_somebody_who_is_gone_comes_first_again() {
         let mut desk = desk(&[1, 2, 3], &[]);
         let handed = desk.hand_out(2);
-        desk.lay_back(&queues(), handed);
+        desk.lay_back(handed);
         assert_eq!(numbers(&desk.hand_out(3)), [1, 2, 3]);
         let handed = desk.hand_out(3);
         desk.renew();
-        desk.lay_back(&queues(), handed);
+        desk.lay_back(handed);
         assert_eq!(desk.on_shelves(), 0, "it is void");
+    }
+
+    #[test]
+    fn what_lies_here_of_a_queue_that_is_left_goes_back_and_what_is_in_hands_stays() {
+        let mut desk = desk(&[1, 3], &[2, 4]);
+        let handed = tags(&desk.hand_out(1));
+        assert_eq!(desk.change_queues(vec!["c".into(), "b".into()]), [Ack::One(3)], "what lies of `a`");
+        assert_eq!(desk.queues().map(|queue| &**queue).collect::<Vec<_>>(), ["c", "b"]);
+        assert_eq!((desk.in_hands(), desk.on_shelves()), (1, 2));
+        assert_eq!(desk.finish(&handed), (vec![Ack::One(1)], vec![Finished::Told]));
+        assert_eq!(numbers(&desk.hand_out(3)), [2, 4], "what lies of `b` is still here");
+    }
+
+    #[test]
+    fn what_was_handed_to_somebody_who_is_gone_goes_back_when_its_queue_is_left() {
+        let mut desk = desk(&[1, 2], &[3]);
+        let handed = desk.hand_out(3);
+        desk.change_queues(vec!["b".into()]);
+        assert_eq!(desk.lay_back(handed), [Ack::Through(2)]);
+        assert_eq!(numbers(&desk.hand_out(3)), [3]);
+    }
+
+    #[test]
+    fn a_tag_is_the_same_after_its_time_as_bytes() {
+        let desk = desk(&[1, 2], &[]);
+        for number in [1, u64::MAX] {
+            let tag = Tag { epoch: desk.epoch, number };
+            assert_eq!(Tag::of_bytes(&tag.to_bytes()), tag);
+        }
+        for foreign in [&b""[..], b"seven b", b"eight by", b"more than sixteen bytes"] {
+            assert_eq!(Tag::of_bytes(foreign), Tag::default());
+        }
     }
 
     #[test]

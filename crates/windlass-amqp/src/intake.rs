@@ -37,10 +37,39 @@ pub(crate) enum Ending {
 
 /// The door to the task that consumes.
 pub(crate) struct Intake {
+    // Locked before the queues.
     commands: Mutex<Commands>,
+    /// What is consumed from, for who starts again.
+    consumed: Mutex<Consumed>,
     /// Starts the task, and again when it does not answer.
-    start: Box<dyn Fn() -> Commands + Send + Sync>,
+    start: Box<dyn Fn(Consumed) -> Commands + Send + Sync>,
     takes: AtomicU64,
+}
+
+/// What is consumed from, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Consumed {
+    pub(crate) queues: Vec<Arc<str>>,
+    pub(crate) prefetch: Prefetch,
+}
+
+impl Consumed {
+    /// Each queue once.
+    pub(crate) fn of(queues: &[String], prefetch: Prefetch) -> Self {
+        let mut each: Vec<Arc<str>> = Vec::with_capacity(queues.len());
+        for queue in queues {
+            if !each.iter().any(|known| **known == **queue) {
+                each.push(queue.as_str().into());
+            }
+        }
+        Self { queues: each, prefetch }
+    }
+
+    /// Whether these are its queues, in any order.
+    fn has_all_of(&self, queues: &[String]) -> bool {
+        let has = |known: &Arc<str>| queues.iter().any(|queue| **queue == **known);
+        self.queues.iter().all(has) && queues.iter().all(|queue| self.queues.iter().any(|known| **known == **queue))
+    }
 }
 
 /// Unbounded, so that a take that is dropped can always say so.
@@ -59,6 +88,12 @@ pub(crate) enum Command {
     Recall(u64),
     /// These were handed to somebody who is gone.
     LayBack(Vec<Taken>),
+    /// Consume from these from now on, and say when nothing comes from any other.
+    Consume {
+        queues: Vec<Arc<str>>,
+        prefetch: Prefetch,
+        answer: oneshot::Sender<()>,
+    },
     Finish {
         tags: Vec<Tag>,
         ending: Ending,
@@ -73,24 +108,50 @@ impl std::fmt::Debug for Intake {
 }
 
 impl Intake {
-    pub(crate) fn start(link: Arc<Link>, queues: Vec<String>, prefetch: Prefetch) -> Self {
-        let queues: Vec<Arc<str>> = queues.into_iter().map(Arc::from).collect();
+    pub(crate) fn start(link: Arc<Link>, consumed: Consumed) -> Self {
         let is_started = std::sync::atomic::AtomicBool::new(false);
-        Self::started_by(move || {
+        Self::started_by(consumed, move |consumed| {
             // tidy: allow(unbounded): each caller has one command under way and waits for its answer
             let (commands, receiver) = mpsc::unbounded_channel();
             if is_started.swap(true, Ordering::SeqCst) {
                 // What the other waits for may be the connection.
                 link.give_up();
             }
-            let consumer = Consumer::new(Arc::clone(&link), queues.clone(), prefetch, receiver);
+            let consumer = Consumer::new(Arc::clone(&link), consumed, receiver);
             tokio::spawn(consumer.run());
             commands
         })
     }
 
-    fn started_by(start: impl Fn() -> Commands + Send + Sync + 'static) -> Self {
-        Self { commands: Mutex::new(start()), start: Box::new(start), takes: AtomicU64::new(0) }
+    fn started_by(consumed: Consumed, start: impl Fn(Consumed) -> Commands + Send + Sync + 'static) -> Self {
+        Self {
+            commands: Mutex::new(start(consumed.clone())),
+            consumed: Mutex::new(consumed),
+            start: Box::new(start),
+            takes: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether these queues are consumed from, in any order.
+    pub(crate) fn consumes(&self, queues: &[String]) -> bool {
+        self.consumed.lock().has_all_of(queues)
+    }
+
+    /// Consumes from these queues from now on. When it answers, nothing comes from any other.
+    pub(crate) async fn consume(&self, consumed: Consumed) -> Result<(), AmqpError> {
+        let (answer, receiver) = oneshot::channel();
+        let commands = {
+            // Both are held, so that of two callers the last one counts here and there.
+            let (commands, mut known) = (self.commands.lock(), self.consumed.lock());
+            known.clone_from(&consumed);
+            let Consumed { queues, prefetch } = consumed;
+            commands.send(Command::Consume { queues, prefetch, answer }).map_err(|_| AmqpError::Closed)?;
+            commands.clone()
+        };
+        match timeout(STUCK_LIMIT, receiver).await {
+            Ok(answer) => answer.map_err(|_| AmqpError::Closed),
+            Err(_) => Err(self.start_again(&commands)),
+        }
     }
 
     pub(crate) async fn take(
@@ -142,7 +203,7 @@ impl Intake {
                 event = "amqp_stuck",
                 "the task that consumes has not answered for {STUCK_LIMIT:?}; it is started again"
             );
-            *commands = (self.start)();
+            *commands = (self.start)(self.consumed.lock().clone());
         }
         AmqpError::Unreachable("the task that consumes did not answer; it is started again".to_owned())
     }
@@ -170,11 +231,24 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn queues_are_the_same_in_any_order_and_number() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let consumed = Consumed::of(&names(&["a", "b", "a"]), Prefetch::OfChannel);
+        assert_eq!(consumed.queues, ["a".into(), "b".into()]);
+        for (queues, is_same) in
+            [(&["b", "a"][..], true), (&["a", "b", "b"], true), (&["a"], false), (&["a", "b", "c"], false)]
+        {
+            assert_eq!(consumed.has_all_of(&names(queues)), is_same, "{queues:?}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_task_that_does_not_answer_is_started_again_once() {
         let starts = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&starts);
-        let intake = Intake::started_by(move || {
+        let consumed = Consumed::of(&[], Prefetch::OfChannel);
+        let intake = Intake::started_by(consumed, move |_| {
             let (commands, mut receiver) = mpsc::unbounded_channel();
             let is_stuck = count.fetch_add(1, Ordering::SeqCst) == 0;
             tokio::spawn(async move {

@@ -25,7 +25,7 @@ use crate::AmqpError;
 use crate::error;
 use crate::location::Location;
 use crate::socket::{Cord, Socket, Sockets};
-use crate::topology::{self, Reported, Topology};
+use crate::topology::{self, Queue, Reported, Topology};
 
 /// Logging in. A broker that starts takes connections a moment before it answers on them.
 const LOGIN_LIMIT: Duration = Duration::from_secs(5);
@@ -150,6 +150,12 @@ impl Link {
     pub(crate) async fn declare_again(&self, session: &Session) -> Result<(), AmqpError> {
         let topology = self.topology.lock().clone();
         topology::declare(session, &topology, &self.reported).await
+    }
+
+    /// Whether this queue is a classic one, or what it is was not said.
+    pub(crate) fn declares_no_other_than_classic(&self, queue: &str) -> bool {
+        let topology = self.topology.lock();
+        topology.queues.iter().filter(|known| known.name == queue).all(Queue::is_classic)
     }
 
     pub(crate) fn reported(&self) -> &Reported {

@@ -44,6 +44,21 @@ pub(crate) enum Tls {
 pub struct InvalidUrl(String);
 
 impl Location {
+    /// The name of the server and its port.
+    pub fn server(&self) -> (&str, u16) {
+        (&self.host, self.port)
+    }
+
+    /// The user that it is entered as.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn is_tls(&self) -> bool {
+        self.tls != Tls::Off
+    }
+
     /// The vhost, decoded: `/` without any in the URL.
     pub fn vhost(&self) -> &str {
         &self.vhost
@@ -65,6 +80,8 @@ impl FromStr for Location {
         let (user_info, host) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
         let (host, port) = host_of(host, default_port)?;
+        // Many programs write the vhost `/` as a second slash.
+        let path = if path == "/" { "" } else { path };
         if path.contains('/') {
             return Err(wrong("the vhost holds a `/`: write it as %2f"));
         }

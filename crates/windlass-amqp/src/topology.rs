@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Error, ExchangeKind};
 use parking_lot::Mutex;
@@ -29,8 +29,10 @@ pub struct Topology {
     pub exchanges: Vec<Exchange>,
     /// Declared next.
     pub queues: Vec<Queue>,
-    /// Made last.
+    /// Made next.
     pub bindings: Vec<Binding>,
+    /// Made last.
+    pub exchange_bindings: Vec<ExchangeBinding>,
 }
 
 /// One exchange.
@@ -84,6 +86,17 @@ pub struct Binding {
     pub arguments: Map<String, Value>,
 }
 
+/// What an exchange sends to another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExchangeBinding {
+    /// Where it comes from.
+    pub from: String,
+    /// Where it goes to.
+    pub to: String,
+    /// The key or the pattern.
+    pub routing_key: String,
+}
+
 /// Something that is there otherwise than it was declared; it is used as it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Difference {
@@ -117,6 +130,12 @@ impl Queue {
         self
     }
 
+    /// Whether it is a classic queue, which it is when nothing else is asked for.
+    pub(crate) fn is_classic(&self) -> bool {
+        let kind = self.arguments.get("x-queue-type").and_then(Value::as_str);
+        kind.is_none_or(|kind| kind == "classic")
+    }
+
     /// The same with another life.
     #[must_use]
     pub fn lasting(mut self, lasting: Lasting) -> Self {
@@ -133,9 +152,17 @@ impl Binding {
     }
 }
 
+impl ExchangeBinding {
+    /// A binding from an exchange to another.
+    pub fn new(from: &str, to: &str, routing_key: &str) -> Self {
+        let [from, to, routing_key] = [from, to, routing_key].map(str::to_owned);
+        Self { from, to, routing_key }
+    }
+}
+
 impl Topology {
     /// Adds what another has and this one does not.
-    pub(crate) fn join(&mut self, other: &Topology) {
+    pub fn join(&mut self, other: &Topology) {
         fn add<T: PartialEq + Clone>(to: &mut Vec<T>, from: &[T]) {
             for one in from {
                 if !to.contains(one) {
@@ -146,6 +173,7 @@ impl Topology {
         add(&mut self.exchanges, &other.exchanges);
         add(&mut self.queues, &other.queues);
         add(&mut self.bindings, &other.bindings);
+        add(&mut self.exchange_bindings, &other.exchange_bindings);
     }
 }
 
@@ -181,6 +209,9 @@ pub(crate) async fn declare(session: &Session, topology: &Topology, reported: &R
     }
     for binding in topology.bindings.iter().filter(|binding| !binding.exchange.is_empty()) {
         declarer.bind(binding).await?;
+    }
+    for binding in &topology.exchange_bindings {
+        declarer.bind_exchange(binding).await?;
     }
     Ok(())
 }
@@ -263,6 +294,15 @@ impl Declarer<'_> {
         let arguments = table::table(&binding.arguments)?;
         let channel = self.channel().await?;
         let bound = channel.queue_bind(queue, exchange, routing_key, QueueBindOptions::default(), arguments);
+        self.session.answered(bound).await?.map_err(|error| self.failed(&error))
+    }
+
+    async fn bind_exchange(&mut self, binding: &ExchangeBinding) -> Result<(), AmqpError> {
+        let (from, to) = (short("an exchange", &binding.from)?, short("an exchange", &binding.to)?);
+        let routing_key = short("a routing key", &binding.routing_key)?;
+        let channel = self.channel().await?;
+        let options = ExchangeBindOptions::default();
+        let bound = channel.exchange_bind(to, from, routing_key, options, FieldTable::default());
         self.session.answered(bound).await?.map_err(|error| self.failed(&error))
     }
 

@@ -73,6 +73,41 @@ async fn a_publish_whose_confirmation_is_lost_is_not_known_and_may_be_repeated()
 }
 
 #[tokio::test]
+async fn what_is_accepted_in_the_moment_of_a_cut_is_told_and_perhaps_not_heard() {
+    let (proxy, url) = line();
+    let queue = name("cut-answer");
+    let amqp = consuming(&url, &[Queue::new(&queue)]).await;
+    publish(&amqp, numbered(&queue, 2)).await;
+    let taken = take_all(&amqp, 2).await;
+    assert_eq!(amqp.accept(&[taken[0].tag]).await.expect("it is open"), [Finished::Heard]);
+    proxy.stall();
+    let second = [taken[1].tag];
+    let (finished, ()) = tokio::join!(amqp.accept(&second), async { proxy.cut() });
+    assert_eq!(finished.expect("it is open"), [Finished::Told]);
+    proxy.resume();
+    let again = take_all(&amqp, 1).await;
+    assert_eq!((common::bodies(&again), again[0].redelivered), (vec!["1".to_owned()], true), "and not the one before");
+    assert_eq!(amqp.accept(&tags(&again)).await.expect("it is open"), [Finished::Heard]);
+}
+
+#[tokio::test]
+async fn queues_are_changed_while_the_broker_is_away() {
+    let (proxy, url) = line();
+    let (before, after) = (name("before"), name("after"));
+    let amqp = consuming(&url, &[Queue::new(&before), Queue::new(&after)]).await;
+    publish(&amqp, [message(&before, "x"), message(&after, "y")]).await;
+    let taken = take_all(&amqp, 2).await;
+    proxy.refuse();
+    proxy.cut();
+    amqp.consume(std::slice::from_ref(&after)).await.expect("it is open");
+    proxy.resume();
+    let again = take_all(&amqp, 1).await;
+    assert_eq!(common::bodies(&again), ["y"]);
+    assert_eq!(amqp.accept(&tags(&taken)).await.expect("it is open"), [Finished::Void; 2]);
+    Observer::at(&rabbitmq_url()).await.until_ready(&before, 1).await;
+}
+
+#[tokio::test]
 async fn a_half_open_connection_is_noticed_by_its_silence() {
     let (proxy, url) = line();
     let queue = name("half-open");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::{Observer, PATIENCE, bodies, consuming, message, name, numbered, open, publish, tags, take, take_all};
 use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use windlass_amqp::{
@@ -64,7 +64,7 @@ async fn what_is_accepted_does_not_come_again() {
     // The second half first, so that the first half is one word from the oldest on.
     for part in [&all[100..150], &all[..100], &all[150..]] {
         let finished = amqp.accept(part).await.expect("it is open");
-        assert!(finished.iter().all(|finished| *finished == Finished::Told));
+        assert!(finished.iter().all(|finished| *finished == Finished::Heard));
     }
     amqp.close().await;
     Observer::at(&url).await.until_ready(&queue, 0).await;
@@ -76,8 +76,7 @@ async fn what_a_consumer_held_when_it_ended_comes_again_with_the_flag() {
     let first = consuming(&url, &[Queue::new(&queue)]).await;
     publish(&first, numbered(&queue, 3)).await;
     let taken = take_all(&first, 3).await;
-    first.accept(&[taken[1].tag]).await.expect("it is open");
-    // Accepted before it is dropped: an answer of the broker to something later says so.
+    assert_eq!(first.accept(&[taken[1].tag]).await.expect("it is open"), [Finished::Heard]);
     publish(&first, [message(&queue, "later")]).await;
     drop(first);
 
@@ -98,7 +97,7 @@ async fn what_is_put_back_comes_again_and_what_is_rejected_goes_to_the_dead_lett
     let amqp = consuming(&url, &[queue_with_dead_letters, Queue::new(&dead)]).await;
     publish(&amqp, [message(&queue, "x")]).await;
     let taken = take_all(&amqp, 1).await;
-    assert_eq!(amqp.put_back(&tags(&taken)).await.expect("it is open"), [Finished::Told]);
+    assert_eq!(amqp.put_back(&tags(&taken)).await.expect("it is open"), [Finished::Heard]);
     let again = take_all(&amqp, 1).await;
     assert!(again[0].redelivered && *again[0].queue == *queue);
     amqp.reject(&tags(&again)).await.expect("it is open");
@@ -179,6 +178,18 @@ async fn a_queue_that_is_there_otherwise_is_used_as_it_is_and_the_difference_is_
     );
     publish(&amqp, [Message { exchange, ..message("whatever", "x") }]).await;
     assert_eq!(bodies(&take_all(&amqp, 1).await), ["x"]);
+}
+
+#[tokio::test]
+async fn a_number_in_an_argument_is_the_same_in_every_width() {
+    let (url, queue) = (rabbitmq_url(), name("widths"));
+    let mut theirs = FieldTable::default();
+    theirs.insert("x-max-priority".into(), AMQPValue::ShortShortInt(10));
+    theirs.insert("x-message-ttl".into(), AMQPValue::LongInt(60_000));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    Observer::at(&url).await.declare(&queue, durable, theirs).await;
+    let amqp = consuming(&url, &[Queue::new(&queue).with("x-max-priority", 10).with("x-message-ttl", 60_000)]).await;
+    assert_eq!(amqp.differences(), []);
 }
 
 #[tokio::test]

@@ -7,14 +7,17 @@
 //! | module | who sends | over |
 //! |---|---|---|
 //! | [`celery`] | Celery producers, beat, other Celery workers | Redis lists, RabbitMQ |
+//! | [`taskiq`] | TaskIQ's producers and schedulers | Redis lists, streams and channels, RabbitMQ |
 //!
 //! Whoever depends on this crate gets every driver that a bridge may need; applications use `windlass::connect`.
 
 //! [`open`](open()) takes a URL to a bridge; [`url`] says what it may hold.
 
+pub mod bare;
 pub mod carrier;
 pub mod celery;
 mod open;
+pub mod taskiq;
 pub mod url;
 
 pub use open::{OpenError, Side, open};

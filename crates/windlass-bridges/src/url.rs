@@ -43,6 +43,7 @@ pub const OPTIONS: &[(&str, &[Wire], &str)] = {
     use Wire::{Bare, Celery, TaskIq};
     &[
         ("results", &[Celery, TaskIq], "where results go: a redis:// URL, `rpc` (Celery), or `none`"),
+        ("ahead", &[Celery, TaskIq, Bare], "how many messages are stored beyond the free slots, 0 by default"),
         ("results-expire", &[Celery, TaskIq], "how long results are kept, as in 1h; 0 keeps them for ever"),
         ("prefix", &[Celery, TaskIq], "in front of every key (Celery) or of the keys of results (TaskIQ)"),
         ("default-queue", &[Celery], "where what follows a task goes when it names no queue"),
@@ -53,7 +54,11 @@ pub const OPTIONS: &[(&str, &[Wire], &str)] = {
         ("visibility", &[Celery], "how long a worker of Celery's may be silent before its messages are given back"),
         ("timezone", &[Celery], "the zone of times without one"),
         ("max-priority", &[Celery, TaskIq], "on RabbitMQ: x-max-priority of the queues, 1 to 255"),
-        ("quorum", &[Celery], "1: the queues are quorum queues"),
+        (
+            "quorum",
+            &[Celery],
+            "1: the queues are quorum queues; topic: bound to topic exchanges, where Celery delays messages",
+        ),
         ("kind", &[TaskIq], "on Redis: list, stream or pubsub"),
         ("serializer", &[TaskIq], "of results: pickle or json"),
         ("group", &[TaskIq], "of streams: the consumer group"),

@@ -149,14 +149,31 @@ fn a_bridge_shows_no_password_and_decides_what_nobody_has_set() {
 }
 
 #[test]
+fn a_worker_and_a_task_are_started_with_taskiqs_words() {
+    let ((_redis, broker), house) = (broker(), House::empty());
+    let variable: &[(&str, &str)] = &[("TASKIQ_BROKER_URL", &broker)];
+    let mut command = house.command(&["taskiq", "worker", "shop.broker:broker", "--max-async-tasks", "3"]);
+    let mut worker = Worker::of(command.envs(variable.iter().copied()));
+    assert_eq!(worker.wait_for("worker_starting")["queues"], "taskiq=1000");
+    worker.wait_for("worker_ready");
+    let sent = house.run_with(variable, &["taskiq", "task", "noop", "--args", "[]"]);
+    let id = sent.out.trim();
+    // It is in the store once it was taken.
+    let state = || house.run(&["task", "show", id, "--store", &broker, "--json"]);
+    while !state().out.contains("succeeded") {}
+    worker.signal("TERM");
+    assert_eq!(worker.end(), Some(0));
+}
+
+#[test]
 fn a_task_for_taskiq_is_sent_in_the_form_that_its_broker_reads() {
     let ((_redis, broker), house) = (broker(), House::empty());
     let url = format!("{broker}?kind=list");
     let variable: &[(&str, &str)] = &[("TASKIQ_BROKER_URL", &url)];
     let sent = house.run_with(variable, &["taskiq", "task", "shop.tasks:add", "--args", "[2, 3]"]);
     assert_eq!((sent.code, sent.out.trim().len()), (0, 36), "{sent:?}");
-    let unsure: &[(&str, &str)] = &[("TASKIQ_BROKER_URL", &broker)];
-    let refused = house.run_with(unsure, &["taskiq", "task", "shop.tasks:add"]);
+    let strange = format!("{broker}?kind=heap");
+    let refused = house.run_with(&[("TASKIQ_BROKER_URL", &strange)], &["taskiq", "task", "shop.tasks:add"]);
     assert_eq!(refused.code, 2);
-    assert!(refused.err.contains("?kind=list"), "{refused:?}");
+    assert!(refused.err.contains("ListQueueBroker"), "{refused:?}");
 }

@@ -1,4 +1,5 @@
 //! Bridges: a store with a foreign transport in front of it, as one [`Backend`].
+//! Long because a message and a claim go through all of it; what stands by itself is in files of its own.
 //!
 //! A worker on a bridge claims as from any store. What is claimed comes from the store, and the store gets it from the
 //! transport as the worker has room for it:
@@ -12,13 +13,17 @@
 //! A crash anywhere redelivers a message that the store knows, or one that it never had; it never loses one. How a task ended
 //! is told before it is recorded: who dies in between leaves a task that runs again, never a producer that waits for ever.
 //! While the transport cannot be reached nothing is settled, and the worker takes nothing more. What does not end
-//! a task (it has begun, it will be retried) is told afterwards and may be lost with the process.
+//! a task (it has begun, it will be retried) is told afterwards and may be lost with the process. What ends without a holder
+//! is found in the store and told then (`bridge/unheld.rs`).
 
+mod ahead;
 mod answers;
 mod holds;
 mod letter;
 mod pace;
 mod transport;
+mod unheld;
+mod upkeep;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -31,8 +36,8 @@ use tracing::{debug, warn};
 
 use crate::adoption::{Adopted, Adopting, Adoption, Delivery};
 use crate::backend::{
-    BATCH_MAX, Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange,
-    ScheduleChanged, Settled, Settlement, StoreError, Ticked, WAIT_MAX,
+    Backend, Claim, Command, Commanded, Demand, Push, Pushed, Renewal, Renewed, ScheduleChange, ScheduleChanged,
+    Settled, Settlement, StoreError, Ticked, WAIT_MAX,
 };
 use crate::limit::{LimitChange, LimitsView};
 use crate::note::{NoteAnswer, NoteAsk};
@@ -49,6 +54,7 @@ pub use transport::{
     Answer, Concern, DELIVERED_AS, Identity, LetGo, Malformed, Message, News, Returned, Tag, Taken, Transport,
     TransportError,
 };
+use unheld::Unheld;
 
 /// How often an adoption whose answer was lost is repeated before its messages are put back.
 const ADOPT_TRIES: u32 = 3;
@@ -62,8 +68,6 @@ const ASIDE_WITHIN: Duration = Duration::from_secs(2);
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a delivery is remembered that the transport was told to let go and did not confirm, and how many of them.
 const UNCONFIRMED: (Duration, usize) = (Duration::from_secs(60), 100_000);
-/// How often a node looks for messages of the dead.
-const RECOVER_EVERY: Duration = Duration::from_secs(15);
 
 /// A store behind a foreign transport.
 #[derive(Debug)]
@@ -72,6 +76,9 @@ pub struct Bridge {
     transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
     answers: Answers,
+    unheld: Unheld,
+    /// How many messages are stored beyond the free slots.
+    ahead: usize,
     state: Mutex<Messages>,
 }
 
@@ -95,6 +102,8 @@ struct Messages {
     /// The last request to the store failed: it is asked before anything is taken for it.
     doubtful: bool,
     recovered_at: Option<Instant>,
+    /// The last demand of this node: what it takes from.
+    demand: Option<Demand>,
 }
 
 impl Bridge {
@@ -105,6 +114,8 @@ impl Bridge {
             transport,
             clock: Arc::new(SystemClock),
             answers: Answers::default(),
+            unheld: Unheld::default(),
+            ahead: 0,
             state: Mutex::new(Messages {
                 unaccepted: Vec::new(),
                 unreturned: Vec::new(),
@@ -115,8 +126,16 @@ impl Bridge {
                 holds: Holds::default(),
                 doubtful: false,
                 recovered_at: None,
+                demand: None,
             }),
         }
+    }
+
+    /// Stores up to so many messages more than this node has free slots for: they wait in the store, where every node and every
+    /// tool sees them, and not at the transport. None by default.
+    #[must_use]
+    pub fn with_ahead(self, ahead: usize) -> Self {
+        Self { ahead, ..self }
     }
 
     /// Reads the time elsewhere than from the wall clock.
@@ -239,6 +258,11 @@ impl Bridge {
     async fn adopt_taken(&self, demand: Option<Demand>, taken: Vec<Taken>) -> Result<Vec<Claim>, StoreError> {
         let now = self.clock.now();
         let deliveries: Vec<Delivery> = taken.iter().map(|taken| letter::delivery(taken, now)).collect();
+        for Delivery { envelope, flaw, .. } in &deliveries {
+            if let Some(flaw) = flaw {
+                warn!(queue = %envelope.queue, task = %envelope.name, %flaw, "a message becomes a dead letter");
+            }
+        }
         let mut adoption = Adoption { accepted: self.let_go(), deliveries, demand };
         let adopting = match self.adopt_again(&mut adoption).await {
             Ok(adopting) => adopting,
@@ -513,51 +537,6 @@ impl Bridge {
             }
         }
     }
-
-    /// Takes out what the store need remember no longer; as many as one adoption names.
-    fn let_go(&self) -> Vec<DeliveryId> {
-        let (mut state, now) = (self.state.lock(), Instant::now());
-        while state.unconfirmed.len() > UNCONFIRMED.1 || state.unconfirmed.front().is_some_and(|(at, _)| *at <= now) {
-            let oldest = state.unconfirmed.pop_front();
-            state.let_go.extend(oldest.map(|(_, id)| id));
-        }
-        let amount = state.let_go.len().min(BATCH_MAX);
-        state.let_go.drain(..amount).collect()
-    }
-
-    /// Lets the store forget what the transport has let go, when no message comes that would do so on the way.
-    async fn forget(&self) -> Result<(), StoreError> {
-        let adoption = Adoption { accepted: self.let_go(), ..Adoption::default() };
-        if adoption.accepted.is_empty() {
-            return Ok(());
-        }
-        let forgotten = self.store.adopt(&adoption).await;
-        if forgotten.is_err() {
-            self.state.lock().let_go.extend(adoption.accepted);
-        }
-        forgotten.map(drop)
-    }
-
-    /// Brings messages back that dead nodes have taken.
-    async fn recover(&self, node: &NodeId) -> Result<(), StoreError> {
-        let now = Instant::now();
-        {
-            let mut state = self.state.lock();
-            let early = state.recovered_at.is_some_and(|at| now.saturating_duration_since(at) < RECOVER_EVERY);
-            if early || state.transport.shut_until(now).is_some() {
-                return Ok(());
-            }
-            state.recovered_at = Some(now);
-        }
-        let nodes = self.store.nodes().await?;
-        let living = nodes.into_iter().filter(|node| node.alive).map(|node| node.info.id);
-        let living: Vec<NodeId> = living.chain([node.clone()]).collect();
-        let said = self.aside(self.transport.recover(&living)).await;
-        if let Some(messages @ 1..) = self.heard(said, "recover") {
-            warn!(messages, "messages of dead nodes are delivered again");
-        }
-        Ok(())
-    }
 }
 
 #[async_trait]
@@ -579,6 +558,9 @@ impl Backend for Bridge {
             }
             let asked_at = Instant::now();
             let demand = &Demand { queues: self.transport.queues(&demand.queues), ..demand.clone() };
+            if self.ahead > 0 {
+                self.state.lock().demand = Some(demand.clone());
+            }
             let wait = deadline.saturating_duration_since(asked_at);
             let (mut claims, taken) = self.wait_for_either(demand, wait).await?;
             if !taken.is_empty() {
@@ -616,6 +598,7 @@ impl Backend for Bridge {
     async fn settle(&self, settled: &[Settled]) -> Result<Vec<Settlement>, StoreError> {
         self.tell_ends(settled).await?;
         let settlements = self.store.settle(settled).await?;
+        self.unheld.held(settled, &settlements, self.clock.now());
         self.answers.settled(settled, &settlements);
         self.catch_up().await;
         Ok(settlements)
@@ -639,7 +622,7 @@ impl Backend for Bridge {
 
     async fn beat(&self, info: &NodeInfo, ttl: Duration) -> Result<(), StoreError> {
         self.store.beat(info, ttl).await?;
-        self.transport.beat(info);
+        self.transport.beat(info).await;
         Ok(())
     }
 
@@ -651,7 +634,13 @@ impl Backend for Bridge {
         let ticked = self.store.tick(node).await?;
         self.catch_up().await;
         // The orders in the answer come once: what fails besides must not lose them.
-        for aside in [self.forget().await, self.recover(node).await] {
+        let asides = [
+            self.tell_unheld(ticked.ended).await,
+            self.forget().await,
+            self.recover(node).await,
+            self.take_ahead(node).await,
+        ];
+        for aside in asides {
             if let Err(error) = aside {
                 warn!(%error, "housekeeping of the bridge failed; the next tick does it");
             }

@@ -129,6 +129,8 @@ pub struct Filter {
     pub since: Option<Timestamp>,
     /// Pushed before this time.
     pub until: Option<Timestamp>,
+    /// Ended at or after this time; what has not ended does not match.
+    pub finished_since: Option<Timestamp>,
 }
 
 impl Filter {
@@ -156,10 +158,22 @@ impl Filter {
             && self.reason.is_none_or(|reason| record.reason == Some(reason))
             && self.since.is_none_or(|since| record.enqueued_at >= since)
             && self.until.is_none_or(|until| record.enqueued_at < until)
+            && self.finished_since.is_none_or(|since| record.finished_at.is_some_and(|at| at >= since))
+    }
+
+    /// The states that can match: those of the filter, and of these only the final ones when it says since when tasks have
+    /// ended; for drivers.
+    pub fn possible_states(&self) -> Vec<State> {
+        let can = |state: &State| {
+            (self.states.is_empty() || self.states.contains(state))
+                && (self.finished_since.is_none() || state.is_final())
+        };
+        State::ALL.into_iter().filter(can).collect()
     }
 }
 
-/// Reads `state:dead,expired queue:mail name:send key:k workflow:ID reason:poison since:2026-01-01T00:00:00Z`.
+/// Reads `state:dead,expired queue:mail name:send key:k workflow:ID reason:poison since:2026-01-01T00:00:00Z`, and `until:` and
+/// `finished-since:` with a time.
 impl FromStr for Filter {
     type Err = InvalidFilter;
     fn from_str(text: &str) -> Result<Self, InvalidFilter> {
@@ -176,6 +190,7 @@ impl FromStr for Filter {
                 "reason" => filter.reason = Some(value.parse().map_err(|e| wrong(&e))?),
                 "since" => filter.since = Some(value.parse().map_err(|e| wrong(&e))?),
                 "until" => filter.until = Some(value.parse().map_err(|e| wrong(&e))?),
+                "finished-since" => filter.finished_since = Some(value.parse().map_err(|e| wrong(&e))?),
                 _ => return Err(InvalidFilter::not_a_part(word)),
             }
         }
@@ -206,7 +221,8 @@ pub struct InvalidFilter(String);
 impl InvalidFilter {
     fn not_a_part(word: &str) -> Self {
         Self(format!(
-            "`{}` is not part of a filter; write state:, queue:, name:, key:, workflow:, reason:, since: or until:",
+            "`{}` is not part of a filter; write state:, queue:, name:, key:, workflow:, reason:, since:, until: or \
+             finished-since:",
             crate::error::cut(word, 80)
         ))
     }
@@ -468,6 +484,20 @@ mod tests {
         assert_eq!(filter.queues, [QueueName::known("mail")]);
         assert_eq!(filter.reason, Some(DeadReason::Poison));
         assert_eq!("".parse(), Ok(Filter::all()));
+        let filter: Filter = "finished-since:2027-01-15T08:00:00Z".parse().unwrap();
+        assert_eq!(filter.finished_since, Some(Timestamp::from_secs(1_800_000_000)));
+    }
+
+    #[test]
+    fn only_what_has_ended_can_have_ended_since_a_time() {
+        let since = Some(Timestamp::from_secs(5));
+        let states = |states: &[State], finished_since| {
+            Filter { finished_since, ..Filter::in_states(states.iter().copied()) }.possible_states()
+        };
+        assert_eq!(states(&[], None), State::ALL);
+        assert_eq!(states(&[], since), [State::Succeeded, State::Dead, State::Cancelled, State::Expired]);
+        assert_eq!(states(&[State::Dead, State::Ready], since), [State::Dead]);
+        assert_eq!(states(&[State::Ready], since), []);
     }
 
     #[test]

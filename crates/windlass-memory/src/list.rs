@@ -1,12 +1,12 @@
 //! What people see: records, listings and counters.
 
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds as _};
 
-use windlass_core::TaskId;
 use windlass_core::backend::StoreError;
 use windlass_core::view::{Counts, Cursor, Filter, Listing, PAGE_MAX, Page, QueueCounts, Record};
+use windlass_core::{TaskId, Timestamp};
 
-use crate::data::{Data, Task};
+use crate::data::{Data, Stage, Task};
 use crate::slab::Slot;
 
 impl Data {
@@ -30,7 +30,7 @@ impl Data {
         &'a self,
         filter: &'a Filter,
         after: Option<&Cursor>,
-    ) -> Result<impl Iterator<Item = Slot> + 'a, StoreError> {
+    ) -> Result<Box<dyn Iterator<Item = Slot> + 'a>, StoreError> {
         let before = match after {
             None => Bound::Unbounded,
             Some(Cursor(text)) => match text.parse::<u64>() {
@@ -38,8 +38,23 @@ impl Data {
                 Err(_) => return Err(StoreError::Rejected("the cursor was not made by this store".to_owned())),
             },
         };
+        if let Some(since) = filter.finished_since {
+            return Ok(Box::new(self.ended_newest_first(filter, since, before).into_iter()));
+        }
         let slots = self.by_seq.range((Bound::Unbounded, before)).rev().map(|(_, slot)| *slot);
-        Ok(slots.filter(|slot| is_match(filter, &self.tasks[*slot])))
+        Ok(Box::new(slots.filter(|slot| is_match(filter, &self.tasks[*slot]))))
+    }
+
+    /// The same of those that ended since then: what ended before is not looked at.
+    fn ended_newest_first(&self, filter: &Filter, since: Timestamp, before: Bound<u64>) -> Vec<Slot> {
+        let is_before = |seq: u64| (Bound::Unbounded, before).contains(&seq);
+        let mut found: Vec<(u64, Slot)> = self
+            .ended_since(since)
+            .map(|slot| (self.tasks[slot].seq, slot))
+            .filter(|(seq, slot)| is_before(*seq) && is_match(filter, &self.tasks[*slot]))
+            .collect();
+        found.sort_unstable_by(|one, other| other.cmp(one));
+        found.into_iter().map(|(_, slot)| slot).collect()
     }
 
     /// Where to go on after a page that is full.
@@ -78,4 +93,5 @@ fn is_match(filter: &Filter, task: &Task) -> bool {
         && filter.reason.is_none_or(|wanted| reason == Some(wanted))
         && filter.since.is_none_or(|since| task.enqueued_at >= since)
         && filter.until.is_none_or(|until| task.enqueued_at < until)
+        && filter.finished_since.is_none_or(|since| matches!(task.stage, Stage::Ended { at, .. } if at >= since))
 }

@@ -16,11 +16,19 @@ pub(crate) struct Ended {
     last_order: u64,
     /// By the order of their endings. A task that was revived or removed leaves its entry behind: the entry is not
     /// counted in `finished_kept`, and is recognised by its order when it comes to the front.
-    finished: VecDeque<(u64, Slot)>,
+    finished: VecDeque<Entry>,
     finished_kept: u64,
     /// Results that are kept for a time of their own, by its end.
     with_ttl: BTreeSet<(Timestamp, Slot)>,
     dead: BTreeSet<(Timestamp, Slot)>,
+}
+
+/// A place in the order of endings.
+struct Entry {
+    order: u64,
+    slot: Slot,
+    /// The latest that this one or one before it ended: what came from another store ended when it ended there.
+    latest: Timestamp,
 }
 
 /// Which of the collections keeps a task.
@@ -48,7 +56,8 @@ impl Ended {
     pub(crate) fn insert(&mut self, state: State, at: Timestamp, order: u64, slot: Slot, result_ttl: Option<Duration>) {
         match shelf(state, at, result_ttl) {
             Shelf::Finished => {
-                self.finished.push_back((order, slot));
+                let latest = self.finished.back().map_or(at, |last| last.latest.max(at));
+                self.finished.push_back(Entry { order, slot, latest });
                 self.finished_kept += 1;
             }
             Shelf::WithTtl(end) => {
@@ -100,16 +109,9 @@ impl Data {
     pub(crate) fn prune_finished(&mut self, now: Timestamp, max: usize) -> u64 {
         let mut pruned = 0;
         for _ in 0..max {
-            let Some((entry, slot)) = self.ended.finished.front().copied() else { break };
-            let ended_at = self.tasks.get(slot).and_then(|task| match task.stage {
-                Stage::Ended { at, order, .. } if order == entry => Some(at),
-                Stage::Ended { .. }
-                | Stage::Scheduled { .. }
-                | Stage::Ready
-                | Stage::Running { .. }
-                | Stage::Parked { .. } => None,
-            });
-            if let Some(at) = ended_at {
+            let Some(entry) = self.ended.finished.front() else { break };
+            let slot = entry.slot;
+            if let Some(at) = self.ended_at(entry) {
                 let too_many = self.ended.finished_kept > self.retention.finished_max;
                 if !too_many && at + self.retention.finished > now {
                     break;
@@ -120,5 +122,28 @@ impl Data {
             self.ended.finished.pop_front();
         }
         pruned
+    }
+
+    /// When the task of an entry ended; `None` when that entry was left behind.
+    fn ended_at(&self, entry: &Entry) -> Option<Timestamp> {
+        match self.tasks.get(entry.slot)?.stage {
+            Stage::Ended { at, order, .. } if order == entry.order => Some(at),
+            Stage::Ended { .. }
+            | Stage::Scheduled { .. }
+            | Stage::Ready
+            | Stage::Running { .. }
+            | Stage::Parked { .. } => None,
+        }
+    }
+
+    /// The tasks that ended at or after this time, and perhaps some that ended before, each once.
+    pub(crate) fn ended_since(&self, since: Timestamp) -> impl Iterator<Item = Slot> {
+        let finished = self.ended.finished.iter().rev().take_while(move |entry| entry.latest >= since);
+        let finished = finished.filter(|entry| self.ended_at(entry).is_some()).map(|entry| entry.slot);
+        // What is kept for a time of its own is kept until after it ended.
+        let later = |kept: &'_ BTreeSet<(Timestamp, Slot)>| {
+            kept.range((since, Slot::MIN)..).map(|(_, slot)| *slot).collect::<Vec<_>>()
+        };
+        finished.chain(later(&self.ended.with_ttl)).chain(later(&self.ended.dead))
     }
 }

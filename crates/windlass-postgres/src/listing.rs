@@ -3,6 +3,7 @@
 //! Filters are anything, tasks may be millions, and an index for every question would slow every push. So:
 //! - a key or a workflow has its index,
 //! - a state says which tables can hold it: dead letters are few and apart; few running or parked tasks have an index,
+//! - tasks that ended since a time are found by the order of their endings, when they are few,
 //! - everything else is read in the order of insertion, one stretch after the other, until the page is full or
 //!   [`SCAN_MAX`] is over. Then the page is shorter and says where to go on.
 
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::types::ToSql;
 use windlass_core::view::{Cursor, Filter, Listing, Page, Record};
-use windlass_core::{State, StoreError};
+use windlass_core::{State, StoreError, Timestamp};
 
 use crate::errors::Fault;
 use crate::rows::{FINISHED_RECORD, KEPT_RECORD, LIVE_RECORD, reason_code, record, state_code, value};
@@ -63,15 +64,33 @@ const TABLES: [(&str, [State; 4]); 3] = [
     ("kept", [State::Dead, State::Succeeded, State::Dead, State::Succeeded]),
 ];
 
+/// What is read of a table: all of it, or what an index finds by this condition.
+struct Source {
+    table: &'static str,
+    within: String,
+}
+
 /// The first `limit` places after `after` that match.
 pub(crate) async fn scan(tx: &Tx<'_>, filter: &Filter, after: Option<i64>, limit: usize) -> Result<Scanned, Fault> {
-    let tables: Vec<&str> = TABLES
-        .iter()
-        .filter(|(_, holds)| filter.states.is_empty() || holds.iter().any(|state| filter.states.contains(state)))
-        .map(|(table, _)| *table)
-        .collect();
-    let few = filter.key.is_some() || filter.workflow.is_some() || few_in_states(tx, &filter.states).await?;
-    let condition = Condition::of(filter);
+    let states = filter.possible_states();
+    let tables = TABLES.iter().filter(|(_, holds)| holds.iter().any(|state| states.contains(state)));
+    let mut sources: Vec<Source> = tables.map(|(table, _)| Source { table, within: "true".to_owned() }).collect();
+    if sources.is_empty() {
+        return Ok(Scanned { seqs: Vec::new(), next: None });
+    }
+    let few = if filter.key.is_some() || filter.workflow.is_some() {
+        true
+    } else if let Some(since) = filter.finished_since {
+        let ended = ended_since(&states, since);
+        let few = few_within(tx, &ended).await?;
+        if few {
+            sources = ended;
+        }
+        few
+    } else {
+        few_in_states(tx, &filter.states).await?
+    };
+    let condition = Condition::of(filter, &states);
     let began = Instant::now();
     let mut seqs: Vec<i64> = Vec::new();
     let mut below = after.unwrap_or(i64::MAX);
@@ -79,7 +98,7 @@ pub(crate) async fn scan(tx: &Tx<'_>, filter: &Filter, after: Option<i64>, limit
         // One more than wanted tells whether there is more.
         let wanted = (limit + 1 - seqs.len()) as i64;
         let (found, reached) =
-            stretch(tx, &tables, &condition, below, wanted, if few { None } else { Some(STRETCH) }).await?;
+            stretch(tx, &sources, &condition, below, wanted, if few { None } else { Some(STRETCH) }).await?;
         seqs.extend(found);
         if seqs.len() > limit {
             seqs.truncate(limit);
@@ -96,7 +115,7 @@ pub(crate) async fn scan(tx: &Tx<'_>, filter: &Filter, after: Option<i64>, limit
 /// Places that match among the next tasks, and where to go on when there are more.
 async fn stretch(
     tx: &Tx<'_>,
-    tables: &[&str],
+    sources: &[Source],
     condition: &Condition,
     below: i64,
     wanted: i64,
@@ -105,15 +124,19 @@ async fn stretch(
     let mut values: Vec<&(dyn ToSql + Sync)> = vec![&below, &wanted];
     values.extend(condition.values.iter().map(|value| &**value as &(dyn ToSql + Sync)));
     let limit = length.unwrap_or(i64::MAX);
-    let parts: Vec<String> = tables
+    let parts: Vec<String> = sources
         .iter()
-        .map(|table| {
+        .map(|source| {
             // The index `live_of_key` is one of this expression.
-            let (key, reason) =
-                if *table == "live" { ("t.key || '' AS key", "NULL::smallint AS reason") } else { ("t.key", "t.reason") };
+            let (key, rest) = if source.table == "live" {
+                ("t.key || '' AS key", "NULL::smallint AS reason, NULL::bigint AS finished_at")
+            } else {
+                ("t.key", "t.reason, t.finished_at")
+            };
             let part = format!(
-                "SELECT t.seq, t.id, t.state, t.queue, t.name, {key}, t.workflow, t.enqueued_at, {reason} FROM windlass.{table} t \
-                 WHERE t.seq < $1"
+                "SELECT t.seq, t.id, t.state, t.queue, t.name, {key}, t.workflow, t.enqueued_at, {rest} \
+                 FROM windlass.{} t WHERE t.seq < $1 AND {}",
+                source.table, source.within
             );
             match length {
                 // Conditions that an index serves belong to the table itself.
@@ -153,10 +176,10 @@ struct Condition {
 }
 
 impl Condition {
-    fn of(filter: &Filter) -> Self {
+    fn of(filter: &Filter, states: &[State]) -> Self {
         let mut condition = Self { sql: String::new(), values: Vec::new() };
-        if !filter.states.is_empty() {
-            condition.add("t.state = ANY(?)", filter.states.iter().map(|state| state_code(*state)).collect::<Vec<_>>());
+        if states.len() < State::ALL.len() {
+            condition.add("t.state = ANY(?)", states.iter().map(|state| state_code(*state)).collect::<Vec<_>>());
         }
         if !filter.queues.is_empty() {
             let queues: Vec<String> = filter.queues.iter().map(|queue| queue.as_str().to_owned()).collect();
@@ -181,6 +204,9 @@ impl Condition {
         if let Some(until) = filter.until {
             condition.add("t.enqueued_at < ?", until.as_micros());
         }
+        if let Some(since) = filter.finished_since {
+            condition.add("t.finished_at >= ?", since.as_micros());
+        }
         condition
     }
 
@@ -189,6 +215,34 @@ impl Condition {
         // Writing to a string cannot fail.
         let _ = write!(self.sql, " AND {}", sql.replace('?', &format!("${}", self.values.len() + 2)));
     }
+}
+
+/// Tasks in these states that ended at or after this time, by the indices of their endings.
+fn ended_since(states: &[State], since: Timestamp) -> Vec<Source> {
+    let at = since.as_micros();
+    let mut sources = Vec::new();
+    let mut add = |table, within| sources.push(Source { table, within });
+    if states.contains(&State::Succeeded) {
+        add("finished", format!("t.finished_at >= {at}"));
+        // What has a time of its own is forgotten after it has ended.
+        add("kept", format!("t.state = 4 AND t.forget_at IS NOT NULL AND t.forget_at >= {at}"));
+    } else if states.contains(&State::Cancelled) || states.contains(&State::Expired) {
+        add("finished", format!("t.state <> 4 AND t.finished_at >= {at}"));
+    }
+    if states.contains(&State::Dead) {
+        add("kept", format!("t.state = 5 AND t.finished_at >= {at}"));
+    }
+    sources
+}
+
+/// Whether these are so few tasks that they can be collected.
+async fn few_within(tx: &Tx<'_>, sources: &[Source]) -> Result<bool, Fault> {
+    let one = |source: &Source| {
+        format!("(SELECT 1 FROM windlass.{} t WHERE {} LIMIT {})", source.table, source.within, FEW + 1)
+    };
+    let all = sources.iter().map(one).collect::<Vec<_>>().join(" UNION ALL ");
+    let rows = tx.connection().query_once(&format!("SELECT count(*) FROM ({all}) t"), &[]).await?;
+    Ok(rows.first().map_or(Ok(0), |row| value::<i64>(row, 0))? <= FEW)
 }
 
 /// Whether so few tasks are in these states that they can be collected through the index of these states.

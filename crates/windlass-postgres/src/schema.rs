@@ -12,7 +12,7 @@ use crate::address::Address;
 use crate::errors::store_error;
 
 /// The version that this program writes and reads.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// One step from a version to the next, applied in one transaction.
 struct Migration {
@@ -27,6 +27,7 @@ const MIGRATIONS: [Migration; SCHEMA_VERSION as usize] = [
     Migration { what: "add limits, memos and notes", sql: include_str!("sql/0002_limits_memos_notes.sql") },
     Migration { what: "add completion for other drivers", sql: include_str!("sql/0003_transactions.sql") },
     Migration { what: "make claims by key quick", sql: include_str!("sql/0004_claims_by_key.sql") },
+    Migration { what: "find what ended without success by its time", sql: include_str!("sql/0005_ends_by_time.sql") },
 ];
 
 /// The migrations that a schema needs.

@@ -2,7 +2,7 @@
 //!
 //! Filters are anything, and an index for every question would slow every push. So:
 //! - a key or a workflow has its set of tasks,
-//! - states that few tasks are in are read from the sorted sets of those states,
+//! - states that few tasks are in, or that few have entered since a time, are read from the sorted sets of those states,
 //! - everything else is read in the order of insertion, block by block, until the page is full or [`SCAN_MAX`] is over. Then
 //!   the page is shorter and says where to go on.
 
@@ -99,6 +99,9 @@ pub(crate) async fn scan(
     after: Option<i64>,
     limit: usize,
 ) -> Result<Scanned, StoreError> {
+    if filter.possible_states().is_empty() {
+        return Ok(Scanned { rows: Vec::new(), next: None });
+    }
     let mut stretches = match candidates(shared, filter).await? {
         Some(mut rows) => {
             rows.retain(|row| after.is_none_or(|after| *row < after));
@@ -203,6 +206,7 @@ fn is_match(filter: &Filter, packed: &Packed) -> bool {
         && filter.reason.is_none_or(|reason| packed.reason == Some(reason))
         && filter.since.is_none_or(|since| packed.enqueued_at >= since)
         && filter.until.is_none_or(|until| packed.enqueued_at < until)
+        && filter.finished_since.is_none_or(|since| packed.finished_at().is_some_and(|at| at >= since))
 }
 
 /// The rows that may match, when they are few; in any order.
@@ -224,7 +228,7 @@ async fn candidates(shared: &Shared, filter: &Filter) -> Result<Option<Vec<i64>>
         let others: Vec<HashSet<i64>> = sets.into_iter().map(|set| set.into_iter().collect()).collect();
         return Ok(Some(first.into_iter().filter(|row| others.iter().all(|set| set.contains(row))).collect()));
     }
-    if filter.states.is_empty() {
+    if filter.states.is_empty() && filter.finished_since.is_none() {
         return Ok(None);
     }
     few_in_states(shared, filter).await
@@ -235,15 +239,17 @@ async fn members(shared: &Shared, name: &str) -> Result<Vec<i64>, StoreError> {
     list(answer)?.iter().map(row_number).collect()
 }
 
-/// The tasks in these states from the sorted sets of the states, unless they are many.
+/// The tasks in these states from the sorted sets of the states, unless they are many. Those that end since a time have a score
+/// that is not before it: when they ended, or when they will be forgotten.
 async fn few_in_states(shared: &Shared, filter: &Filter) -> Result<Option<Vec<i64>>, StoreError> {
     let keys = keys_of_states(shared, filter).await?;
     if keys.is_empty() {
         return Ok(Some(Vec::new()));
     }
+    let from = filter.finished_since.map_or_else(|| "-inf".to_owned(), |since| since.as_micros().to_string());
     let mut sizes = redis::pipe();
     for key in &keys {
-        sizes.cmd("ZCARD").arg(key);
+        sizes.cmd("ZCOUNT").arg(key).arg(&from).arg("+inf");
     }
     let mut size = 0;
     for value in shared.link.ask_all(&sizes).await? {
@@ -254,7 +260,7 @@ async fn few_in_states(shared: &Shared, filter: &Filter) -> Result<Option<Vec<i6
     }
     let mut ranges = redis::pipe();
     for key in &keys {
-        ranges.cmd("ZRANGE").arg(key).arg(0).arg(-1);
+        ranges.cmd("ZRANGEBYSCORE").arg(key).arg(&from).arg("+inf");
     }
     let mut rows = Vec::new();
     for value in shared.link.ask_all(&ranges).await? {
@@ -272,7 +278,7 @@ async fn keys_of_states(shared: &Shared, filter: &Filter) -> Result<Vec<String>,
         filter.queues.iter().map(QueueName::to_string).collect()
     };
     let mut keys = Vec::new();
-    for state in &filter.states {
+    for state in filter.possible_states() {
         match state {
             State::Scheduled => keys.extend(queues.iter().map(|queue| shared.key(&format!("due:{queue}")))),
             State::Ready if !queues.is_empty() => {
@@ -291,7 +297,7 @@ async fn keys_of_states(shared: &Shared, filter: &Filter) -> Result<Vec<String>,
             State::Parked => keys.push(shared.key("parked")),
             State::Dead => keys.push(shared.key("dead")),
             State::Succeeded => keys.extend([shared.key("ended"), shared.key("forget")]),
-            State::Cancelled | State::Expired => keys.push(shared.key("ended")),
+            State::Cancelled | State::Expired => keys.push(shared.key("stopped")),
         }
     }
     keys.sort_unstable();

@@ -83,6 +83,11 @@ impl Packed {
         })
     }
 
+    /// When the task ended.
+    pub(crate) fn finished_at(&self) -> Option<Timestamp> {
+        self.state.is_final().then_some(self.at)
+    }
+
     /// When the task could have been started: its rank without its priority.
     pub(crate) fn ready_at(&self) -> Timestamp {
         Timestamp::from_micros(self.rank + i64::from(self.priority.level()) * AGING.as_micros() as i64)

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Ask as _, demand, push_of, redis, settled, task};
-use windlass_core::backend::{Backend, Claim};
+use windlass_core::backend::{Backend, Claim, Command, Target, TaskAction};
 use windlass_core::limit::{Limit, LimitChange, Rule};
 use windlass_core::view::{Filter, Page};
 use windlass_core::{Envelope, Key, State, TaskName, Verdict};
@@ -141,4 +141,27 @@ async fn what_runs_is_counted_anew_when_an_older_version_has_not_counted() {
     server.ask(&["HSET", "{windlass}:rules", "counted", "1"]);
     store.tick(&common::node()).await.expect("the store answers");
     assert_eq!(claims(&store, 10).await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_an_older_version_has_cancelled_is_found() {
+    let server = redis();
+    let store = opened(&server).await;
+    let envelopes: Vec<Envelope> = (0..3).map(|_| task("work")).collect();
+    let ids: Vec<_> = envelopes.iter().map(|envelope| envelope.id.clone()).collect();
+    store.push(&push_of(envelopes)).await.expect("pushed");
+    let command = Command::Tasks { target: Target::Ids(ids[..2].to_vec()), action: TaskAction::Cancel };
+    store.command(&command).await.expect("cancelled");
+    drop(store);
+    let mut client =
+        redis::Client::open(server.url()).and_then(|client| client.get_connection()).expect("a connection");
+    let forgotten: i64 = redis::cmd("DEL").arg("{windlass}:stopped").query(&mut client).expect("the server answers");
+    let unmarked: i64 =
+        redis::cmd("HDEL").arg("{windlass}:meta").arg("stopped").query(&mut client).expect("the server answers");
+    assert_eq!((forgotten, unmarked), (1, 1));
+    let store = opened(&server).await;
+    let filter = Filter::in_states([State::Cancelled, State::Expired]);
+    let listed = store.list(&filter, &Page::first(10)).await.expect("listed").tasks;
+    let found: Vec<_> = listed.into_iter().map(|record| record.envelope.id).collect();
+    assert_eq!(found, [ids[1].clone(), ids[0].clone()]);
 }

@@ -2,7 +2,7 @@
 //!
 //! Filters are anything, tasks may be millions, and an index for every question would slow every push. So:
 //! - a key or a workflow has its index,
-//! - states that few tasks are in are found through the index of that state,
+//! - states that few tasks are in, or that few have entered since a time, are found through the index of that state,
 //! - everything else is read in the order of insertion, one stretch after the other, until the page is full or
 //!   [`SCAN_MAX`] is over. Then the page is shorter and says where to go on.
 
@@ -61,7 +61,11 @@ pub(crate) fn scan(db: &Connection, filter: &Filter, after: Option<i64>, limit: 
         None => newest(db)?.saturating_add(1),
     };
     let few = filter.key.is_some() || filter.workflow.is_some();
-    let few = few || few_in_states(db, &filter.states)?;
+    let few = few
+        || match filter.finished_since {
+            Some(_) => few_ended_since(db, filter)?,
+            None => few_in_states(db, &filter.states)?,
+        };
     let source = if few { few_source(filter) } else { "windlass_task t".to_owned() };
     let sql =
         format!("SELECT t.seq FROM {source} WHERE t.seq < ?1 AND t.seq >= ?2 {condition} ORDER BY t.seq DESC LIMIT ?3");
@@ -107,8 +111,12 @@ fn condition(db: &Connection, filter: &Filter) -> Result<Option<(String, Vec<Val
         // Writing to a string cannot fail.
         let _ = write!(sql, " AND t.{column} IN ({list})");
     };
-    if !filter.states.is_empty() {
-        numbers(&mut sql, "state", filter.states.iter().map(|state| state_code(*state)).collect());
+    let states = filter.possible_states();
+    if states.is_empty() {
+        return Ok(None);
+    }
+    if states.len() < State::ALL.len() {
+        numbers(&mut sql, "state", states.into_iter().map(state_code).collect());
     }
     if !filter.queues.is_empty() {
         let known = filter.queues.iter().map(|queue| queue_number(db, queue)).collect::<Result<Vec<_>, _>>()?;
@@ -145,6 +153,10 @@ fn condition(db: &Connection, filter: &Filter) -> Result<Option<(String, Vec<Val
     if let Some(until) = filter.until {
         value("t.enqueued_at < ?", Value::from(Timestamp::as_micros(until)));
     }
+    if let Some(since) = filter.finished_since {
+        // Of the states that are left, that is when the task ended.
+        value("t.at >= ?", Value::from(Timestamp::as_micros(since)));
+    }
     Ok(Some((sql, values)))
 }
 
@@ -176,23 +188,48 @@ fn few_in_states(db: &Connection, states: &[State]) -> Result<bool, Fault> {
     Ok(few <= FEW)
 }
 
+/// Whether so few tasks have ended since then that they can be collected.
+fn few_ended_since(db: &Connection, filter: &Filter) -> Result<bool, Fault> {
+    let sql = format!("SELECT count(*) FROM (SELECT 1 FROM ({}) LIMIT {})", places_of_states(filter), FEW + 1);
+    let count: i64 = db.prepare(&sql)?.query_row([], |row| row.get(0))?;
+    Ok(count <= FEW)
+}
+
+/// The places of tasks in the wanted states, and of those that ended in time, by the indices of these states. What has a time
+/// of its own is forgotten after it has ended, so that time bounds it from below.
+fn places_of_states(filter: &Filter) -> String {
+    let wanted = filter.possible_states();
+    let states = wanted.iter().map(|state| state_code(*state).to_string()).collect::<Vec<_>>().join(", ");
+    let since = filter.finished_since.map(Timestamp::as_micros);
+    let (ended, forgotten) =
+        since.map_or_else(Default::default, |at| (format!("AND at >= {at}"), format!("AND forget_at >= {at}")));
+    let mut places = format!(
+        "SELECT seq FROM windlass_task INDEXED BY windlass_task_moment \
+         WHERE state IN ({states}) AND state <> 1 AND forget_at IS NULL {ended}"
+    );
+    if wanted.contains(&State::Succeeded) {
+        let _ = write!(
+            places,
+            " UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_forget \
+             WHERE forget_at IS NOT NULL AND state = {} {forgotten}",
+            state_code(State::Succeeded)
+        );
+    }
+    if wanted.contains(&State::Ready) {
+        places.push_str(
+            " UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_ready WHERE state = 1 AND key IS NULL \
+             UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_keyed WHERE state = 1 AND key IS NOT NULL",
+        );
+    }
+    places
+}
+
 /// A source that is small because of an index, sorted by place.
 fn few_source(filter: &Filter) -> String {
-    let places = if filter.workflow.is_some() || filter.key.is_some() {
+    if filter.workflow.is_some() || filter.key.is_some() {
         // The planner finds these indices by itself: the condition names their columns.
         return "windlass_task t".to_owned();
-    } else {
-        let states = filter.states.iter().map(|state| state_code(*state).to_string()).collect::<Vec<_>>().join(", ");
-        format!(
-            "SELECT seq FROM windlass_task INDEXED BY windlass_task_moment \
-             WHERE state IN ({states}) AND state <> 1 AND forget_at IS NULL \
-             UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_forget \
-             WHERE forget_at IS NOT NULL AND state IN ({states}) \
-             UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_ready \
-             WHERE state = 1 AND key IS NULL AND 1 IN ({states}) \
-             UNION ALL SELECT seq FROM windlass_task INDEXED BY windlass_task_keyed \
-             WHERE state = 1 AND key IS NOT NULL AND 1 IN ({states})"
-        )
-    };
+    }
+    let places = places_of_states(filter);
     format!("(SELECT seq AS place FROM ({places}) ORDER BY place DESC) p CROSS JOIN windlass_task t ON t.seq = p.place")
 }

@@ -24,6 +24,7 @@
 //! | [`celery`] | tasks (protocol 2; 1 is read), signatures and canvas, results, events, remote control |
 //! | [`kombu`] | how Celery's frames look as elements of Redis lists and channels, and what the keys are called |
 //! | [`taskiq`] | tasks with labels, results in JSON and in a safe subset of pickle, schedules, progress |
+//! | [`python`] | which exception of Python a failure is |
 //! | [`raw`] | bare JSON objects |
 //!
 //! # What is refused
@@ -37,6 +38,7 @@ mod error;
 mod frame;
 mod json;
 pub mod kombu;
+pub mod python;
 pub mod raw;
 pub mod taskiq;
 

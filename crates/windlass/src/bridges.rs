@@ -20,7 +20,7 @@
 //!
 //! [`OPTIONS`](url::OPTIONS) lists what the URL of a bridge may say.
 
-pub use windlass_bridges::{BridgeUrl, OpenError, Side, celery, open, url};
+pub use windlass_bridges::{BridgeUrl, OpenError, Side, bare, celery, open, taskiq, url};
 /// Redis with the messages of other programs in it: for whoever asks or tells those programs something.
 pub use windlass_redis::{Location as RedisLocation, foreign as redis};
 /// The formats of those programs.

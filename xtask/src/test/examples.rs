@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::must_succeed;
-use super::steps::Programs;
 use crate::metadata::Metadata;
 use crate::process::{self, Echo};
+use crate::programs::Programs;
 
 /// An example that shows one idea is done in seconds.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -5,21 +5,20 @@
 //! crates with a procedural macro below them. So nothing is built twice.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 use windlass_servers::POSTGRES_URL;
 
 use super::totals::Totals;
 use super::{Outcome, TestsFailed, examples, must_succeed};
 use crate::metadata::Metadata;
 use crate::process::{self, Echo, Finished};
+use crate::programs::Programs;
 use crate::servers::Servers;
-use crate::{machine, sim, tidy};
+use crate::{interop, machine, sim, tidy};
 
 /// How many seeds of the simulation run with the tests when the environment does not say.
 const SIM_SEEDS_DEFAULT: &str = "200";
@@ -36,7 +35,7 @@ pub(super) struct Step {
 }
 
 /// Every step, in order.
-pub(super) const STEPS: [Step; 10] = [
+pub(super) const STEPS: [Step; 11] = [
     Step {
         name: "machine",
         about: "find or install what is needed",
@@ -55,6 +54,7 @@ pub(super) const STEPS: [Step; 10] = [
         about: "every test, 200 seeds of the simulation and those that need a server among them",
         run: run_tests,
     },
+    Step { name: "interop", about: "real Celery, Flower and TaskIQ programs from Python", run: run_interop },
     Step { name: "doctest", about: "the examples in the documentation of the code", run: run_doc_tests },
     Step { name: "doc", about: "the documentation builds without a warning", run: build_docs },
     Step { name: "examples", about: "every example prints what its expected output says", run: run_examples },
@@ -67,42 +67,6 @@ pub(super) struct Context<'root> {
     pub(super) root: &'root Path,
     deadline: Instant,
     programs: OnceCell<Programs>,
-}
-
-/// The programs that a build made.
-#[derive(Debug, Default)]
-pub(super) struct Programs {
-    /// Binaries and examples by kind and name.
-    by_name: BTreeMap<(String, String), PathBuf>,
-    /// How many test programs there are besides.
-    tests: usize,
-}
-
-impl Programs {
-    /// The binary or example with this name.
-    pub(super) fn find(&self, kind: &str, name: &str) -> Option<&Path> {
-        self.by_name.get(&(kind.to_owned(), name.to_owned())).map(PathBuf::as_path)
-    }
-
-    /// Reads cargo's messages, one JSON object a line.
-    fn of_messages(messages: &str) -> Self {
-        let mut programs = Self::default();
-        for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-            let target = &message["target"];
-            let (Some(executable), Some(kind), Some(name)) =
-                (message["executable"].as_str(), target["kind"][0].as_str(), target["name"].as_str())
-            else {
-                continue;
-            };
-            // A test harness of a binary has the binary's name and kind; it is not the binary.
-            if message["profile"]["test"] == true {
-                programs.tests += 1;
-            } else if matches!(kind, "bin" | "example") {
-                programs.by_name.insert((kind.to_owned(), name.to_owned()), PathBuf::from(executable));
-            }
-        }
-        programs
-    }
 }
 
 impl<'root> Context<'root> {
@@ -175,7 +139,7 @@ fn check_lints(context: &Context<'_>) -> Result<Outcome> {
 
 fn build(context: &Context<'_>) -> Result<Outcome> {
     let programs = context.programs()?;
-    Ok(passed(format!("{} test programs, {} binaries and examples", programs.tests, programs.by_name.len())))
+    Ok(passed(format!("{} test programs, {} binaries and examples", programs.tests(), programs.len())))
 }
 
 fn run_tests(context: &Context<'_>) -> Result<Outcome> {
@@ -192,6 +156,22 @@ fn run_tests(context: &Context<'_>) -> Result<Outcome> {
     let servers = Servers::start()?;
     command.envs(servers.variables());
     judge_tests(&context.run(command, Echo::Both)?, "the tests")
+}
+
+fn run_interop(context: &Context<'_>) -> Result<Outcome> {
+    let programs = interop::programs_of(context.programs()?);
+    // They end when this function does.
+    let servers = Servers::start()?;
+    let left = context.deadline.saturating_duration_since(Instant::now());
+    let arguments = interop::Arguments { peer: interop::peer_of(&programs), pytest: Vec::new() };
+    let finished = interop::run_suite(context.root, &arguments, &programs, &servers, left)?;
+    match (judge_tests(&finished, "the programs from Python")?, arguments.peer) {
+        // Said in the summary, because it proves less.
+        (Outcome::Passed(note, totals), interop::Peer::Python) => {
+            Ok(Outcome::Passed(format!("{note}, against a worker from Python: no `interop-worker` was built"), totals))
+        }
+        (outcome, _) => Ok(outcome),
+    }
 }
 
 fn run_doc_tests(context: &Context<'_>) -> Result<Outcome> {
@@ -277,22 +257,6 @@ mod tests {
         for (at, step) in STEPS.iter().enumerate() {
             assert!(STEPS[..at].iter().all(|before| before.name != step.name), "{}", step.name);
         }
-    }
-
-    #[test]
-    fn programs_are_told_from_their_test_harnesses() {
-        let message = |test: bool, path: &str| {
-            serde_json::json!({
-                "reason": "compiler-artifact", "profile": { "test": test },
-                "target": { "kind": ["bin"], "name": "windlass" }, "executable": path,
-            })
-            .to_string()
-        };
-        let messages =
-            format!("{}\n{}\nnot json\n", message(false, "/t/windlass"), message(true, "/t/deps/windlass-1"));
-        let programs = Programs::of_messages(&messages);
-        assert_eq!(programs.find("bin", "windlass"), Some(Path::new("/t/windlass")));
-        assert_eq!(programs.tests, 1);
     }
 
     #[test]

@@ -18,7 +18,7 @@ impl Totals {
         self.passed + self.failed
     }
 
-    /// Adds up every closing line of `cargo test` and `cargo nextest` in the output.
+    /// Adds up every closing line of `cargo test`, `cargo nextest` and `pytest` in the output.
     pub(super) fn of_output(output: &str) -> Self {
         let mut totals = Self::default();
         for line in without_colours(output).lines().map(str::trim_start) {
@@ -27,12 +27,16 @@ impl Totals {
             } else if let Some((_, counts)) = line.strip_prefix("Summary [").and_then(|rest| rest.split_once(" run: "))
             {
                 counts
+            } else if let Some(counts) = pytest_counts(line) {
+                counts
             } else {
                 continue;
             };
             totals += Self {
                 passed: count_before(counts, "passed"),
                 failed: count_before(counts, "failed")
+                    + count_before(counts, "error")
+                    + count_before(counts, "errors")
                     + count_before(counts, "timed out")
                     + count_before(counts, "exec failed"),
                 skipped: count_before(counts, "skipped") + count_before(counts, "ignored"),
@@ -48,6 +52,14 @@ impl AddAssign for Totals {
         self.failed += other.failed;
         self.skipped += other.skipped;
     }
+}
+
+/// The counts of pytest's closing line: `== 3 failed, 12 passed, 1 skipped in 4.20s ==`; without its rulers when it is quiet.
+fn pytest_counts(line: &str) -> Option<&str> {
+    let (counts, time) = line.trim_matches(['=', ' ']).rsplit_once(" in ")?;
+    let begins = counts.split(' ').next()?.parse::<u64>().is_ok();
+    let takes = time.split(' ').next()?.strip_suffix('s')?.parse::<f64>().is_ok();
+    (begins && takes).then_some(counts)
 }
 
 /// The number right before the first `word`; 0 when it does not occur.
@@ -72,6 +84,13 @@ mod tests {
     fn nextest_is_read_through_its_colours() {
         let output = "\u{1b}[32;1m     Summary\u{1b}[0m [   1.2s] 27 tests run: 25 passed (1 slow), 1 failed, 1 timed out, 2 skipped\n";
         assert_eq!(Totals::of_output(output), Totals { passed: 25, failed: 2, skipped: 2 });
+    }
+
+    #[test]
+    fn pytest_is_read_with_and_without_its_rulers() {
+        let ruled = "==== 2 failed, 30 passed, 4 skipped, 1 warning, 3 errors in 61.20s (0:01:01) ====\n";
+        assert_eq!(Totals::of_output(ruled), Totals { passed: 30, failed: 5, skipped: 4 });
+        assert_eq!(Totals::of_output("1 passed in 0.01s\n"), Totals { passed: 1, failed: 0, skipped: 0 });
     }
 
     #[test]

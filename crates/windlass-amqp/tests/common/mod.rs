@@ -113,7 +113,8 @@ impl Observer {
         self.until(queue, |ready| ready == wanted).await;
     }
 
-    /// Waits until the number of those that lie there is as it must be.
+    /// Waits until the number of those that lie there is as it must be. A broker tells nobody how long its queues are, so it
+    /// is asked again with each of its answers.
     pub(crate) async fn until(&self, queue: &str, is_right: impl Fn(usize) -> bool) {
         let began = Instant::now();
         loop {
@@ -122,8 +123,6 @@ impl Observer {
                 return;
             }
             assert!(began.elapsed() < PATIENCE, "{ready} lie there");
-            // tidy: allow(sleep): a broker tells nobody how long its queues are
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -3,20 +3,33 @@
 //! | carrier | takes from | a message is identified by |
 //! |---|---|---|
 //! | [`RedisLists`] | the right end of Redis lists | what the wire finds in it, or the token under which it is held |
+//! | [`RedisStreams`] | Redis streams, as a consumer of a group | its stream and its id there |
+//! | [`RedisChannels`] | what is published to Redis channels | a number of this listener: each has a copy of its own |
+//! | [`AmqpQueues`] | queues of RabbitMQ | what it says |
 //!
 //! A carrier knows nothing of what is in a message. Its errors are those of a [`Transport`](windlass_core::bridge::Transport).
 
+pub mod amqp;
+mod channels;
 mod lists;
+mod streams;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 use windlass_core::bridge::{LetGo, Returned, Tag, TransportError};
-use windlass_core::{QueueName, StoreError};
-use windlass_wire::Frame;
+use windlass_core::{DeliveryId, QueueName, StoreError};
+use windlass_wire::{Frame, Malformed};
 
+pub use amqp::{
+    AmqpQueues, CeleryQueues, Outgoing, TaskiqProfile, TaskiqTopology, all_confirmed, celery_topology, publish,
+    taskiq_topology,
+};
+pub use channels::RedisChannels;
 pub use lists::{ListsOf, RedisLists, one_list};
+pub use streams::{RedisStreams, StreamReading};
 
 /// Moves raw messages of one transport.
 #[async_trait]
@@ -62,6 +75,8 @@ pub enum Content {
     Bytes(Vec<u8>),
     /// Headers, properties and a body.
     Frame(Box<Frame>),
+    /// The same, of which a part is missing: it is too large to be handed out.
+    Unreadable(Box<Frame>, Malformed),
 }
 
 impl Content {
@@ -69,7 +84,7 @@ impl Content {
     pub fn raw(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
-            Self::Frame(frame) => &frame.body,
+            Self::Frame(frame) | Self::Unreadable(frame, _) => &frame.body,
         }
     }
 }
@@ -91,4 +106,12 @@ pub(crate) fn tag(text: &str) -> Tag {
 /// The text of such a tag.
 pub(crate) fn text_of(tag: &Tag) -> String {
     String::from_utf8_lossy(&tag.0).into_owned()
+}
+
+/// A text as an identity; one that is too long, or has characters that an identity has not, by its hash.
+pub(crate) fn delivery_id(text: &str) -> DeliveryId {
+    DeliveryId::new(text).unwrap_or_else(|_| {
+        let wire = text.split(':').next().unwrap_or_default();
+        DeliveryId::known(&format!("{wire}:{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())))
+    })
 }

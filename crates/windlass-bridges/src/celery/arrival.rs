@@ -9,7 +9,7 @@ use windlass_core::{DeliveryId, Envelope, Failure, QueueName, TaskId, TaskName};
 use windlass_wire::celery::{self, Broker, Reading, Request};
 use windlass_wire::{Frame, kombu};
 
-use crate::carrier::{Carried, Content};
+use crate::carrier::{Carried, Content, delivery_id};
 
 /// The class of the failure of a task that no handler is registered for.
 pub(super) const NOT_REGISTERED: &str = "NotRegistered";
@@ -42,6 +42,7 @@ impl Reader {
         let decoded;
         let frame = match &carried.content {
             Content::Frame(frame) => Ok(&**frame),
+            Content::Unreadable(frame, reason) => return letter(carried, Some(frame), reason),
             Content::Bytes(bytes) => match kombu::decode(bytes) {
                 Ok(frame) => {
                     decoded = frame;
@@ -122,13 +123,6 @@ fn identity(carried: &Carried, frame: Option<&Frame>) -> (DeliveryId, Identity) 
     };
     let identity = if carried.again { Identity::Own } else { Identity::First };
     (delivery_id(&format!("celery:{said}")), identity)
-}
-
-/// A text as an identity; one that is too long, or has characters that an identity has not, by its hash.
-fn delivery_id(text: &str) -> DeliveryId {
-    DeliveryId::new(text).unwrap_or_else(|_| {
-        DeliveryId::known(&format!("celery:{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())))
-    })
 }
 
 /// How often the task of this envelope was run before its message was sent: what Celery calls `request.retries` of the

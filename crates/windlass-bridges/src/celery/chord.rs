@@ -69,6 +69,7 @@ fn fail(teller: &Teller, last: &Part, error: &Exception, now: Timestamp, plan: &
         document: document.clone(),
         reply_to: body.reply_to.clone(),
         over: Over::AllButSuccess,
+        event: None,
     });
     // The body may be a part of another chord.
     if let (Some(chord), Some(group)) = (last.body.counts_for()?, last.body.text("group_id")) {

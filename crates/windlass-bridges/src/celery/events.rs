@@ -20,6 +20,8 @@ use super::broker::Broker;
 const FREQUENCY: Duration = Duration::from_secs(2);
 /// Events that nobody has sent yet; what comes beyond that is dropped.
 const WAITING_MAX: usize = 10_000;
+/// Monitors see by themselves that a node is gone.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(1);
 /// Events of one frame.
 const TOGETHER: usize = 100;
 
@@ -55,6 +57,9 @@ pub(super) struct Events {
     node: Mutex<(u64, u64)>,
     /// Asks for a heartbeat now.
     heartbeat: tokio::sync::Notify,
+    stop: CancellationToken,
+    /// Everything was sent, and that the node is gone.
+    gone: CancellationToken,
 }
 
 impl Events {
@@ -69,8 +74,10 @@ impl Events {
             waiting,
             node: Mutex::default(),
             heartbeat: tokio::sync::Notify::new(),
+            stop,
+            gone: CancellationToken::new(),
         });
-        tokio::spawn(send(Arc::clone(&events), broker, inbox, stop));
+        tokio::spawn(send(Arc::clone(&events), broker, inbox));
         events
     }
 
@@ -102,6 +109,14 @@ impl Events {
         *self.node.lock() = (node.busy as u64, node.finished);
     }
 
+    /// Sends what waits and that the node is gone.
+    pub(super) async fn say_goodbye(&self) {
+        self.stop.cancel();
+        if tokio::time::timeout(GOODBYE_WITHIN, self.gone.cancelled()).await.is_err() {
+            debug!("monitors could not be told that the node is gone");
+        }
+    }
+
     /// Sends a heartbeat at once.
     pub(super) fn heartbeat(&self) {
         self.heartbeat.notify_one();
@@ -131,7 +146,8 @@ fn load_average() -> Vec<f64> {
     load
 }
 
-async fn send(events: Arc<Events>, broker: Arc<dyn Broker>, mut inbox: mpsc::Receiver<Event>, stop: CancellationToken) {
+async fn send(events: Arc<Events>, broker: Arc<dyn Broker>, mut inbox: mpsc::Receiver<Event>) {
+    let _gone = events.gone.clone().drop_guard();
     emit(&*broker, &[events.of_worker(Kind::WorkerOnline)]).await;
     let mut beats = tokio::time::interval(FREQUENCY);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -146,7 +162,7 @@ async fn send(events: Arc<Events>, broker: Arc<dyn Broker>, mut inbox: mpsc::Rec
                 emit(&*broker, &[Event::batch(&batch, &events.hostname, None)]).await;
                 batch.clear();
             }
-            () = stop.cancelled() => break,
+            () = events.stop.cancelled() => break,
             _ = beats.tick() => emit(&*broker, &[events.of_worker(Kind::WorkerHeartbeat)]).await,
             () = events.heartbeat.notified() => emit(&*broker, &[events.of_worker(Kind::WorkerHeartbeat)]).await,
         }

@@ -36,7 +36,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 use windlass_core::backend::Demand;
 use windlass_core::bridge::{Answer, Concern, LetGo, Message, News, Returned, Tag, Taken, Transport, TransportError};
-use windlass_core::view::NodeInfo;
+use windlass_core::view::{NodeInfo, NodePhase};
 use windlass_core::{Backend, Clock, Envelope, NodeId, QueueName, SystemClock, Verdict};
 use windlass_wire::celery::Request;
 use windlass_wire::celery::event::{Announced, Kind};
@@ -209,9 +209,12 @@ impl Transport for Celery {
         self.desk.queues.bell.notified().await;
     }
 
-    fn beat(&self, node: &NodeInfo) {
+    async fn beat(&self, node: &NodeInfo) {
         self.desk.events.beat(node);
         *self.desk.node.lock() = Some(node.clone());
+        if node.phase == NodePhase::Stopped {
+            self.desk.events.say_goodbye().await;
+        }
     }
 }
 
@@ -241,9 +244,9 @@ impl Desk {
                 counters.begin(&chords).await?;
             }
             self.broker.send(&letters).await?;
-            let replies = self.results.write(&documents).await?;
+            let (replies, of_results) = self.results.write(documents).await?;
             self.broker.reply(&replies).await?;
-            self.events.tell(events);
+            self.events.tell(events.into_iter().chain(of_results));
             if let (Some(counters), Some(group)) = (counters, completes) {
                 counters.end(&group).await?;
             }

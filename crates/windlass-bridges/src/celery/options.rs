@@ -13,10 +13,11 @@ use windlass_wire::celery::control::answer::BrokerInfo;
 
 use super::Celery;
 use super::arrival::Reader;
-use super::broker::{Broker, KombuBroker, task_lists};
+use super::broker::{AmqpBroker, Broker, KombuBroker, task_lists};
 use super::plan::Teller;
 use super::results::{RedisResults, Results};
 use crate::carrier::RedisLists;
+use crate::carrier::amqp::{AmqpQueues, CeleryQueues, celery_topology};
 
 /// How a bridge for Celery works. The defaults are Celery's own.
 #[derive(Debug, Clone)]
@@ -48,6 +49,8 @@ pub struct Options {
     pub visibility: Duration,
     /// The zone of times without one.
     pub zone: TimeZone,
+    /// On RabbitMQ: how the queues are declared where they are not there.
+    pub declared: CeleryQueues,
 }
 
 impl Options {
@@ -67,6 +70,7 @@ impl Options {
             events: false,
             visibility: Duration::from_secs(3_600),
             zone: TimeZone::UTC,
+            declared: CeleryQueues::Classic { max_priority: None },
         }
     }
 
@@ -145,6 +149,31 @@ impl Celery {
         broker.declare(&options.queues).await?;
         let silent_after = options.visibility.clamp(Duration::from_secs(1), SILENT_AFTER);
         let carrier = RedisLists::new(line, &options.key_prefix, task_lists, silent_after);
+        let results = options.results();
+        Ok(Self::start(Arc::new(carrier), Arc::new(broker), results, options, store))
+    }
+
+    /// A transport to Celery's programs over this RabbitMQ server.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the server cannot be used now; later it is waited for.
+    pub async fn on_amqp(
+        location: windlass_amqp::Location,
+        options: Options,
+        store: Arc<dyn Backend>,
+    ) -> Result<Self, OpenError> {
+        let (host, port) = location.server();
+        let info = BrokerInfo {
+            hostname: host.to_owned(),
+            port,
+            transport: "amqp".to_owned(),
+            userid: Some(location.user().to_owned()),
+            virtual_host: location.vhost().to_owned(),
+            ssl: location.is_tls(),
+        };
+        let topology = celery_topology(&options.queues, options.declared);
+        let carrier = AmqpQueues::open(location, &topology, &options.queues).await?;
+        let broker = AmqpBroker::new(Arc::clone(carrier.amqp()), options.declared, info);
         let results = options.results();
         Ok(Self::start(Arc::new(carrier), Arc::new(broker), results, options, store))
     }

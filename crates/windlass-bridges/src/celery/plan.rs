@@ -7,7 +7,7 @@ use uuid::Uuid;
 use windlass_core::bridge::{Answer, News};
 use windlass_core::state::DeadReason;
 use windlass_core::{Failure, Json, Timestamp, Verdict};
-use windlass_wire::celery::event::{Failed, Kind};
+use windlass_wire::celery::event::{Announced, Failed, Kind};
 use windlass_wire::celery::follow::{self, Follow, Outgoing, Publisher, Stranded};
 use windlass_wire::celery::result::{ChordPart, Exception, ResultDocument};
 use windlass_wire::celery::{Request, Sending, Signature, repr};
@@ -55,6 +55,8 @@ pub(super) struct Document {
     /// Where it is sent with the result backend `rpc://`.
     pub(super) reply_to: Option<String>,
     pub(super) over: Over,
+    /// What monitors hear when it is written.
+    pub(super) event: Option<Kind>,
 }
 
 /// What a document is written over.
@@ -76,6 +78,24 @@ pub(super) struct Part {
     pub(super) part: ChordPart,
 }
 
+/// Why a task was revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Revoked,
+    Terminated,
+    Expired,
+}
+
+impl Why {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Revoked => "revoked",
+            Self::Terminated => "terminated",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 impl Teller {
     /// Adds what follows from an answer to the plan. A canvas that cannot be read is an error: nothing of it is done.
     pub(super) fn plan(&self, answer: &Answer, now: Timestamp, plan: &mut Plan) -> Result<(), Malformed> {
@@ -83,10 +103,14 @@ impl Teller {
         request.retries = request.retries.saturating_add(answer.attempt.saturating_sub(1));
         let (verdict, over) = match &answer.news {
             News::Started(_) => {
+                if answer.attempt > 1 {
+                    // Celery sends a message for each run, and monitors hear of each.
+                    plan.events.push(Kind::Received(Announced::of(&request)));
+                }
                 plan.events.push(Kind::Started { uuid: request.id.clone() });
                 if self.track_started {
                     let document = ResultDocument::started(&request, &self.hostname, self.pid);
-                    self.document(plan, &request, answer, document, Over::AllButSuccess);
+                    self.document(plan, &request, answer, document, Over::AllButSuccess, None);
                 }
                 return Ok(());
             }
@@ -98,9 +122,9 @@ impl Teller {
             Verdict::Again { failure: Some(failure), .. } => {
                 let error = exception(None, failure, &request, answer);
                 let traceback = traceback(&request, &error);
-                plan.events.push(Kind::Retried(failed(&request, &error, &traceback)));
+                let event = Kind::Retried(failed(&request, &error, &traceback));
                 let document = ResultDocument::retry(&request, &error, Some(&traceback));
-                self.document(plan, &request, answer, document, over);
+                self.document(plan, &request, answer, document, over, Some(event));
                 Ok(())
             }
             Verdict::Dead { reason, failure } => {
@@ -108,21 +132,13 @@ impl Teller {
                 self.failure(plan, request, answer, &error, over, now)
             }
             Verdict::Cancelled => {
-                let (why, terminated) = if answer.attempt > 0 && over == Over::AllButSuccess {
-                    ("terminated", true)
-                } else {
-                    ("revoked", false)
-                };
-                let signum = terminated.then(|| Value::from("SIGTERM"));
-                let uuid = request.id.clone();
-                plan.events.push(Kind::Revoked { uuid, terminated, signum, expired: false });
+                let ran = answer.attempt > 0 && over == Over::AllButSuccess;
+                let why = if ran { Why::Terminated } else { Why::Revoked };
                 self.revoked(plan, request, answer, why, over, now);
                 Ok(())
             }
             Verdict::Expired => {
-                let uuid = request.id.clone();
-                plan.events.push(Kind::Revoked { uuid, terminated: false, signum: None, expired: true });
-                self.revoked(plan, request, answer, "expired", over, now);
+                self.revoked(plan, request, answer, Why::Expired, over, now);
                 Ok(())
             }
             // It runs again as it was: nothing has happened that its producer knows of.
@@ -144,12 +160,12 @@ impl Teller {
         let children = follow.children.clone();
         self.publish(plan, &request, follow, now);
         let document = ResultDocument::success(&request, result.clone(), children, now);
-        plan.events.push(Kind::Succeeded {
+        let event = Kind::Succeeded {
             uuid: request.id.clone(),
             result: repr::value(result),
             runtime: answer.ran.as_secs_f64(),
-        });
-        self.document(plan, &request, answer, document.clone(), Over::AllButSuccess);
+        };
+        self.document(plan, &request, answer, document.clone(), Over::AllButSuccess, Some(event));
         part(plan, request, &document);
         Ok(())
     }
@@ -166,18 +182,24 @@ impl Teller {
         let mut follow = self.follow(&request, now, |publisher| follow::failure(&request, publisher))?;
         let stranded = std::mem::take(&mut follow.stranded);
         let traceback = traceback(&request, error);
-        plan.events.push(Kind::Failed(failed(&request, error, &traceback)));
+        let event = Kind::Failed(failed(&request, error, &traceback));
         let document = ResultDocument::failure(&request, error, Some(&traceback), now);
-        self.document(plan, &request, answer, document.clone(), over);
+        self.document(plan, &request, answer, document.clone(), over, Some(event));
         strand(plan, &request, stranded, error, &traceback, now);
         self.publish(plan, &request, follow, now);
         part(plan, request, &document);
         Ok(())
     }
 
-    fn revoked(&self, plan: &mut Plan, request: Request, answer: &Answer, why: &str, over: Over, now: Timestamp) {
-        let document = ResultDocument::revoked(&request, why, now);
-        self.document(plan, &request, answer, document.clone(), over);
+    fn revoked(&self, plan: &mut Plan, request: Request, answer: &Answer, why: Why, over: Over, now: Timestamp) {
+        let document = ResultDocument::revoked(&request, why.word(), now);
+        let event = Kind::Revoked {
+            uuid: request.id.clone(),
+            terminated: why == Why::Terminated,
+            signum: (why == Why::Terminated).then(|| Value::from("SIGTERM")),
+            expired: why == Why::Expired,
+        };
+        self.document(plan, &request, answer, document.clone(), over, Some(event));
         part(plan, request, &document);
     }
 
@@ -219,8 +241,17 @@ impl Teller {
         message.frame(&Sending { exchange, routing_key, delivery_tag: Some(delivery_tag), now })
     }
 
-    fn document(&self, plan: &mut Plan, request: &Request, answer: &Answer, mut document: ResultDocument, over: Over) {
+    fn document(
+        &self,
+        plan: &mut Plan,
+        request: &Request,
+        answer: &Answer,
+        mut document: ResultDocument,
+        over: Over,
+        event: Option<Kind>,
+    ) {
         if request.ignore_result.unwrap_or(self.ignore_results) {
+            plan.events.extend(event);
             return;
         }
         if self.extended {
@@ -232,7 +263,7 @@ impl Teller {
             document.retries = Some(request.retries);
             document.queue = Some(envelope.queue.to_string());
         }
-        plan.documents.push(Document { document, reply_to: request.reply_to.clone(), over });
+        plan.documents.push(Document { document, reply_to: request.reply_to.clone(), over, event });
     }
 }
 
@@ -251,7 +282,7 @@ pub(super) fn strand(
         (never.group, never.group_index, never.canvas.chord) = (group, group_index, chord);
         let document = ResultDocument::failure(&never, error, Some(traceback), now);
         let reply_to = never.reply_to.clone();
-        plan.documents.push(Document { document: document.clone(), reply_to, over: Over::AllButSuccess });
+        plan.documents.push(Document { document: document.clone(), reply_to, over: Over::AllButSuccess, event: None });
         part(plan, never, &document);
     }
 }

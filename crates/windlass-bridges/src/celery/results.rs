@@ -6,6 +6,7 @@ use std::time::Duration;
 use windlass_core::bridge::TransportError;
 use windlass_redis::foreign::{Command, Line, Reply};
 use windlass_wire::Frame;
+use windlass_wire::celery::event::Kind;
 use windlass_wire::celery::result::{ChordPart, group_key, key};
 
 use super::plan::{Document, Over, Part};
@@ -32,15 +33,15 @@ pub(super) enum Results {
 }
 
 impl Results {
-    /// Stores results; answers those that are to be sent to queues instead.
-    pub(super) async fn write(&self, documents: &[Document]) -> Result<Vec<Frame>, TransportError> {
+    /// Stores results; answers those that are to be sent to queues instead, and what monitors hear of those that count.
+    pub(super) async fn write(&self, documents: Vec<Document>) -> Result<(Vec<Frame>, Vec<Kind>), TransportError> {
         match self {
-            Self::Redis(redis) => {
-                redis.write(documents).await?;
-                Ok(Vec::new())
+            Self::Redis(redis) => Ok((Vec::new(), redis.write(documents).await?)),
+            Self::Replies => {
+                let replies = documents.iter().filter_map(reply).collect();
+                Ok((replies, documents.into_iter().filter_map(|document| document.event).collect()))
             }
-            Self::Replies => Ok(documents.iter().filter_map(reply).collect()),
-            Self::Nowhere => Ok(Vec::new()),
+            Self::Nowhere => Ok((Vec::new(), documents.into_iter().filter_map(|document| document.event).collect())),
         }
     }
 
@@ -78,7 +79,9 @@ pub(super) enum Counted {
 }
 
 impl RedisResults {
-    async fn write(&self, documents: &[Document]) -> Result<(), TransportError> {
+    /// Answers the events of those that were not there already.
+    async fn write(&self, documents: Vec<Document>) -> Result<Vec<Kind>, TransportError> {
+        let mut events = Vec::new();
         for trip in documents.chunks(TRIP) {
             let mut keys = Vec::with_capacity(trip.len());
             let mut args = vec![self.expires.as_secs().to_string().into_bytes()];
@@ -91,9 +94,11 @@ impl RedisResults {
                 };
                 args.push(over.as_bytes().to_vec());
             }
-            self.line.run(RESULTS, &keys, &args).await.map_err(of_store)?;
+            let written = self.line.run(RESULTS, &keys, &args).await.map_err(of_store)?.list();
+            let places = written.iter().filter_map(|place| usize::try_from(place.number()? - 1).ok());
+            events.extend(places.filter_map(|place| trip.get(place)?.event.clone()));
         }
-        Ok(())
+        Ok(events)
     }
 
     /// Writes the counters of chords that begin.

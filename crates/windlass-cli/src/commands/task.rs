@@ -165,7 +165,8 @@ EXAMPLES
 /// Which tasks are listed.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ListFlags {
-    /// Only tasks that match, as in 'state:dead queue:mail name:send key:k workflow:ID reason:poison since:… until:…'
+    /// Only tasks that match, as in 'state:dead queue:mail name:send key:k workflow:ID reason:poison since:… until:…
+    /// finished-since:…'
     #[arg(
         short,
         long,

@@ -217,7 +217,7 @@ fn side_of(settings: &Settings, registry: &Registry) -> Side {
 /// The store with what other programs send in front of it.
 async fn bridged(url: BridgeUrl, side: Side, store: Arc<dyn Backend>) -> Result<Arc<dyn Backend>, Problem> {
     bridges::open(&url, side, store).await.map_err(|error| {
-        if matches!(error, OpenError::Url(_) | OpenError::Unknown(_)) {
+        if matches!(error, OpenError::Url(_)) {
             return Problem::usage(error, "see docs/bridges.md for what the URL of a bridge may say");
         }
         Problem::new(

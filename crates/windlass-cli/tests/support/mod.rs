@@ -84,9 +84,7 @@ impl House {
     pub(crate) fn node_of(&self, program: &Path, args: &[&str]) -> Worker {
         let mut command = Command::new(program);
         command.args(args).current_dir(self.path()).env_clear().env("HOME", self.path()).stdin(Stdio::null());
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("the program starts");
-        let log = BufReader::new(child.stdout.take().expect("its log is piped"));
-        Worker { child, log: Box::new(log) }
+        Worker::of(&mut command)
     }
 
     /// With this on standard input.
@@ -149,6 +147,13 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// The one that a command starts.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the program starts");
+        let log = BufReader::new(child.stdout.take().expect("its log is piped"));
+        Self { child, log: Box::new(log) }
+    }
+
     /// Reads its log until this event, and answers the line.
     pub(crate) fn wait_for(&mut self, event: &str) -> Value {
         loop {

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::transport::{Malformed, Message, Taken};
+use super::transport::{DELIVERED_AS, Malformed, Message, Taken};
 use crate::adoption::Delivery;
 use crate::envelope::ORIGIN_BYTES_MAX;
-use crate::{Args, Due, Envelope, Failure, TaskId, TaskName, Timestamp};
+use crate::{Args, Due, Envelope, Failure, TaskName, Timestamp};
 
 /// How much of a malformed message is kept, in bytes.
 pub const RAW_BYTES_MAX: usize = 64 * 1024;
@@ -42,12 +42,12 @@ fn bare(envelope: &Envelope) -> Envelope {
     }
 }
 
+/// Under an id of its own: the one that the message names may be that of a task which has ended well.
 fn letter(malformed: &Malformed) -> Envelope {
     let name = malformed.name.clone().unwrap_or_else(|| TaskName::known(NAMELESS));
-    Envelope {
-        id: malformed.id.clone().unwrap_or_else(TaskId::random),
-        ..Envelope::new(name, malformed.queue.clone(), raw(&malformed.raw))
-    }
+    let mut letter = Envelope::new(name, malformed.queue.clone(), raw(&malformed.raw));
+    letter.headers.extend(malformed.id.as_ref().map(|id| (DELIVERED_AS.to_owned(), id.to_string())));
+    letter
 }
 
 /// The bytes of a message as arguments: as `text` when they are text, else as `hex`, and how many there were.

@@ -55,8 +55,8 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
         std::future::pending::<()>().await;
     }
 
-    /// What the node is and does now: it has just said so to the store.
-    fn beat(&self, _node: &NodeInfo) {}
+    /// What the node is and does now: it has just said so to the store. The last time before it leaves, it has stopped.
+    async fn beat(&self, _node: &NodeInfo) {}
 }
 
 /// Why messages are put back.

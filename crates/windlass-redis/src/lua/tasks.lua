@@ -309,7 +309,7 @@ end
 local function remove(rows)
   if #rows == 0 then return end
   fetch(rows)
-  local gone, names, large, results, told, memos = {}, {}, {}, {}, {}, {}
+  local gone, names, large, results, told, memos, stopped = {}, {}, {}, {}, {}, {}, {}
   for i = 1, #rows do
     local row = rows[i]
     local packed = raw[row]
@@ -329,6 +329,7 @@ local function remove(rows)
         call('HDEL', P .. 'extra', row)
       end
       if state == IS_DEAD then count(queue, IS_DEAD, -1) end
+      if is_stopped(state) then stopped[#stopped + 1] = row end
       local block = string.sub(row, 1, 11)
       blocks[block] = (blocks[block] or 0) - 1
       raw[row] = false
@@ -339,6 +340,7 @@ local function remove(rows)
   many('HDEL', TASK, gone)
   many('HDEL', BODY, large)
   many('HDEL', ID, names)
+  if #stopped > 0 then many('ZREM', P .. 'stopped', stopped) end
   if #results > 0 then many('HDEL', P .. 'result', results) end
   for i = 1, #memos do call('DEL', memos[i]) end
   if #told > 0 then

@@ -87,6 +87,8 @@ flush()
 for _, t in ipairs(until_(PARKED, now - parked_for)) do leave_to_caller('D', t, t.crashes) end
 
 local pruned = prune_finished(most)
+-- An older program that is still at work takes no row out of this set; what it left is out of every shelf by then.
+call('ZREMRANGEBYSCORE', P .. 'stopped', '-inf', now - KEEP_FINISHED - 86400 * 1000000)
 for _, shelf_and_time in ipairs({ { DEAD, now - KEEP_DEAD }, { FORGET, now } }) do
   local rows = call('ZRANGEBYSCORE', shelf_and_time[1], '-inf', shelf_and_time[2], 'LIMIT', 0, most)
   if #rows > 0 then

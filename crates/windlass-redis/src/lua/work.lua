@@ -5,6 +5,9 @@ local function shelf(t)
   return ENDED, t.at
 end
 
+-- Those that were cancelled or expired are few among what succeeded on the same shelf: they are in a set of their own besides.
+local function is_stopped(state) return state == CANCELLED or state == EXPIRED end
+
 local function enter(t)
   local state, row = t.state, t.row
   count(t.queue, state, 1)
@@ -24,6 +27,7 @@ local function enter(t)
   else
     local key, score = shelf(t)
     put(key, row, score)
+    if is_stopped(state) then put(P .. 'stopped', row, score) end
   end
   if has(t.flags, F_EXPIRES) and waits(state) then put(EXPIRES, row, tonumber(extra(t).expires)) end
   save(t)
@@ -48,6 +52,7 @@ local function leave(t)
     call('SREM', P .. 'parked:' .. t.name, row)
   else
     put(shelf(t), row, false)
+    if is_stopped(state) then put(P .. 'stopped', row, false) end
   end
   if has(t.flags, F_EXPIRES) and waits(state) then put(EXPIRES, row, false) end
 end

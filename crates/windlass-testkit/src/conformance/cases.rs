@@ -145,6 +145,10 @@ macro_rules! __conformance_cases {
                 a_retried_task_keeps_its_place,
                 rare_tasks_are_found_among_many,
                 a_filter_finds_exactly_what_it_matches,
+                a_task_is_found_by_when_it_ended,
+                only_ended_tasks_ended_since_a_time,
+                states_are_found_by_when_they_were_entered,
+                pages_of_ended_tasks_show_each_once,
                 a_page_is_limited,
                 a_foreign_cursor_is_refused,
             }

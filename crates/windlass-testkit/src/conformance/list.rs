@@ -4,10 +4,10 @@ use fastrand::Rng;
 use windlass_core::backend::TaskAction;
 use windlass_core::state::DeadReason;
 use windlass_core::view::{Cursor, Filter, PAGE_MAX, Page, Record};
-use windlass_core::{Envelope, Key, QueueName, State, TaskId, TaskName, Verdict};
+use windlass_core::{Clock as _, Envelope, Key, QueueName, State, TaskId, TaskName, Timestamp, Verdict};
 
 use super::harness::{Harness, START, answer, is_rejected};
-use super::make::{dead, demand_of, failure, ok, queue, secs, snooze, task, tasks};
+use super::make::{MICRO, dead, delayed, demand_of, failure, ok, queue, secs, snooze, task, tasks};
 
 /// The task that was pushed last comes first, whatever state it is in.
 pub async fn tasks_are_listed_newest_first(h: &Harness) {
@@ -104,6 +104,89 @@ pub async fn a_filter_finds_exactly_what_it_matches(h: &Harness) {
     }
 }
 
+/// What ended at a time ended since that time, and not a moment later.
+pub async fn a_task_is_found_by_when_it_ended(h: &Harness) {
+    let early = h.push_and_run(task("work"), ok("1")).await;
+    h.clock.advance(secs(10));
+    let late = h.push_and_run(task("work"), dead()).await;
+    let ended_at = h.record(&late).await.finished_at.expect("it ended");
+    for (since, found) in [
+        (START, vec![late.clone(), early.clone()]),
+        (ended_at - secs(5), vec![late.clone()]),
+        (ended_at, vec![late]),
+        (ended_at + MICRO, vec![]),
+    ] {
+        assert_eq!(ids(&h.list(&ended_since(since, &[])).await), found, "since {since}");
+    }
+}
+
+/// What has not ended has ended since no time, whatever states are asked for.
+pub async fn only_ended_tasks_ended_since_a_time(h: &Harness) {
+    let ended = h.push_and_run(task("work"), ok("1")).await;
+    h.push_and_claim(task("work")).await;
+    h.push(task("work")).await;
+    h.push(delayed(secs(1_000))).await;
+    assert_eq!(ids(&h.list(&ended_since(START, &[])).await), [ended]);
+    assert_eq!(h.list(&ended_since(START, &[State::Ready, State::Running])).await, []);
+    assert_eq!(h.list(&ended_since(START, &[State::Ready, State::Dead])).await, []);
+}
+
+/// Each of the states that end a task is found by the time that it was entered, with those of the same time beside it.
+pub async fn states_are_found_by_when_they_were_entered(h: &Harness) {
+    let kept = || Envelope { result_ttl: Some(secs(1_000)), ..task("work") };
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        h.clock.advance(secs(10));
+        let since = h.clock.now();
+        let waiting = h.push(Envelope { queue: queue("slow"), ..task("work") }).await;
+        let cancelled = h.push(Envelope { queue: queue("slow"), ..task("work") }).await;
+        h.act_on(&cancelled, TaskAction::Cancel).await;
+        let succeeded = h.push_and_run(task("work"), ok("1")).await;
+        let with_result = h.push_and_run(kept(), ok("1")).await;
+        let died = h.push_and_run(task("work"), dead()).await;
+        let expired = h.push_and_run(task("work"), Verdict::Expired).await;
+        expected = vec![expired, died, with_result, succeeded, cancelled];
+        assert_eq!(ids(&h.list(&ended_since(since, &[])).await), expected, "round {round}");
+        assert_eq!(h.state(&waiting).await, State::Ready);
+        let bad = [State::Cancelled, State::Expired, State::Dead];
+        let of_bad = [&expected[0], &expected[1], &expected[4]].map(Clone::clone);
+        assert_eq!(ids(&h.list(&ended_since(since, &bad)).await), of_bad, "round {round}");
+        assert_eq!(ids(&h.list(&ended_since(since, &[State::Succeeded])).await), expected[2..4], "round {round}");
+    }
+    // One that starts over has not ended, and when it ends again it counts from then on.
+    let cancelled = &expected[4];
+    h.act_on(cancelled, TaskAction::Retry).await;
+    let before = ended_since(START, &[State::Cancelled]);
+    assert_eq!(h.list(&before).await.len(), 2);
+    h.clock.advance(secs(10));
+    let again_at = h.clock.now();
+    h.act_on(cancelled, TaskAction::Cancel).await;
+    assert_eq!(ids(&h.list(&ended_since(again_at, &[])).await), [cancelled.clone()]);
+    h.act_on(cancelled, TaskAction::Discard).await;
+    assert_eq!(h.list(&before).await.len(), 2);
+}
+
+/// Page by page, what ended since a time is shown once, in the order of the push and not in that of the endings.
+pub async fn pages_of_ended_tasks_show_each_once(h: &Harness) {
+    let pushed = h.push_all(tasks(12)).await;
+    h.act(&pushed[..2], TaskAction::Cancel).await;
+    h.clock.advance(secs(10));
+    let since = h.clock.now();
+    for id in [7, 3, 11, 5, 2].map(|at: usize| &pushed[at]) {
+        h.clock.advance(secs(1));
+        h.act_on(id, TaskAction::Cancel).await;
+    }
+    let expected = [11, 7, 5, 3, 2].map(|at: usize| pushed[at].clone());
+    for limit in [1, 2, 4, 5, 6] {
+        let listed = all_pages(h, &ended_since(since, &[State::Cancelled, State::Dead]), limit).await;
+        assert_eq!(ids(&listed), expected, "pages of {limit}");
+    }
+}
+
+fn ended_since(since: Timestamp, states: &[State]) -> Filter {
+    Filter { finished_since: Some(since), ..Filter::in_states(states.iter().copied()) }
+}
+
 /// A page has 1 to [`PAGE_MAX`] tasks.
 pub async fn a_page_is_limited(h: &Harness) {
     h.push_all(tasks(PAGE_MAX)).await;
@@ -184,7 +267,7 @@ fn random_verdict(rng: &mut Rng) -> Verdict {
 fn random_filter(rng: &mut Rng, workflows: &[TaskId]) -> Filter {
     let mut given = |one_in: u8| rng.u8(0..one_in) == 0;
     let (states, queues, names, key) = (given(2), given(3), given(3), given(4));
-    let (workflow, reason, since, until) = (given(5), given(6), given(4), given(4));
+    let (workflow, reason, since, until, finished_since) = (given(5), given(6), given(4), given(4), given(3));
     let some = |wanted: bool, count: usize| if wanted { count } else { 0 };
     let moment = |rng: &mut Rng| START + secs(rng.u64(0..60));
     Filter {
@@ -196,6 +279,7 @@ fn random_filter(rng: &mut Rng, workflows: &[TaskId]) -> Filter {
         reason: rng.choice([DeadReason::Fatal, DeadReason::TooOld]).filter(|_| reason),
         since: since.then(|| moment(rng)),
         until: until.then(|| moment(rng)),
+        finished_since: finished_since.then(|| moment(rng)),
     }
 }
 

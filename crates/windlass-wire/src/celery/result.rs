@@ -16,12 +16,10 @@ use super::time::iso_time;
 use crate::error::Malformed;
 use crate::frame::{Frame, Properties};
 use crate::json::{self, BODY_BYTES_MAX};
+use crate::python;
 
 /// The longest traceback that is written, in bytes.
 pub const TRACEBACK_BYTES_MAX: usize = 16 * 1024;
-
-/// The module of our own exceptions. No Python process has imported it, so clients make a class of that name.
-pub const MODULE: &str = "windlass";
 
 /// What became of a task, in Celery's words. Custom texts are legal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,13 +128,10 @@ impl Exception {
         Self { exc_type: class.to_owned(), exc_message: vec![message.into()], exc_module: Some(module.to_owned()) }
     }
 
-    /// A failure of ours. Its class becomes a name in the module [`MODULE`].
+    /// A failure of ours, of the class that [`python::Class`] finds for it.
     pub fn of(failure: &Failure) -> Self {
-        let class: String =
-            failure.class.chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect();
-        let begins_well = class.starts_with(|char: char| char.is_ascii_alphabetic());
-        let class = if begins_well { class } else { format!("Error_{class}") };
-        Self::new(MODULE, &class, failure.message.as_str())
+        let python::Class { module, name } = python::Class::of(failure);
+        Self::new(&module, &name, failure.message.as_str())
     }
 
     /// The task was revoked: `revoked`, `expired` or `terminated`.

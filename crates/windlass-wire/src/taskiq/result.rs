@@ -10,6 +10,7 @@ use super::label::Labels;
 use super::pickle;
 use crate::error::Malformed;
 use crate::json::{self, BODY_BYTES_MAX};
+use crate::python;
 
 /// How results and schedules are written. Nothing in the bytes says which: both sides have to agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -103,10 +104,10 @@ impl ErrorObject {
         }
     }
 
-    /// A failure of ours. Its class becomes a name in a module that no Python process has imported.
+    /// A failure of ours, of the class that [`python::Class`] finds for it.
     pub fn of(failure: &Failure) -> Self {
-        let exception = crate::celery::Exception::of(failure);
-        Self::new(crate::celery::result::MODULE, &exception.exc_type, &failure.message)
+        let python::Class { module, name } = python::Class::of(failure);
+        Self::new(&module, &name, &failure.message)
     }
 
     /// The label `timeout` was passed.

@@ -1,6 +1,7 @@
 //! What Celery's programs share besides task messages: queues that are declared, messages that are published, control
 //! requests and events that are broadcast.
 
+mod amqp;
 mod redis;
 
 use async_trait::async_trait;
@@ -11,6 +12,7 @@ use windlass_wire::Frame;
 use windlass_wire::celery::Broker as Kind;
 use windlass_wire::celery::control::answer::BrokerInfo;
 
+pub(super) use amqp::AmqpBroker;
 pub(super) use redis::{KombuBroker, task_lists};
 
 use super::plan::Letter;

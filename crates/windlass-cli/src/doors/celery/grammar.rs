@@ -113,9 +113,9 @@ pub(super) struct Worker {
     /// `fair`, which is always so, or `default`
     #[arg(short = 'O', long, value_name = "PROFILE")]
     pub(super) optimization: Option<Optimization>,
-    /// Nothing: a worker takes what it has free slots for
-    #[arg(long, value_name = "FACTOR")]
-    prefetch_multiplier: Option<f64>,
+    /// How many messages are taken for each slot, the one that runs among them [default: 1]
+    #[arg(long, value_name = "COUNT")]
+    pub(super) prefetch_multiplier: Option<u64>,
     /// So it is always
     #[arg(long)]
     disable_prefetch: bool,
@@ -197,10 +197,6 @@ impl Worker {
                     "--statedb",
                     "revoked tasks are cancelled in the store; ids of those that have not come are remembered for three hours",
                 ),
-            ),
-            (
-                self.prefetch_multiplier.is_some(),
-                ("--prefetch-multiplier", "a worker takes what it has free slots for"),
             ),
             (
                 processes,

@@ -181,8 +181,8 @@ fn what_has_no_meaning_is_said_once_each() {
     let idle = |line: &str| worker_of(line).1.idle().iter().map(|(option, _)| *option).collect::<Vec<_>>();
     assert_eq!(idle("worker -c 4 -Q a -O fair --without-gossip --without-mingle --disable-prefetch -E"), [""; 0]);
     assert_eq!(
-        idle("worker -P prefork -S s.db --prefetch-multiplier 4 --time-limit 3 --heartbeat-interval 2"),
-        ["--statedb", "--prefetch-multiplier", "--pool", "--time-limit", "--heartbeat-interval"]
+        idle("worker -P prefork -S s.db --time-limit 3 --heartbeat-interval 2"),
+        ["--statedb", "--pool", "--time-limit", "--heartbeat-interval"]
     );
     assert_eq!(worker_of("--loader x --config y worker").0.idle().len(), 2);
 }

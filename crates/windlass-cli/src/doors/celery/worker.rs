@@ -16,12 +16,18 @@ use crate::settings::{self, Override};
 /// A process needs so much to do anything: a smaller limit would replace it all the time.
 const MEMORY_MIN: u64 = 32 << 20;
 
+/// What is stored ahead is kept from other workers.
+const AHEAD_MAX: u64 = 10_000;
+
 /// A worker on the queues of the broker.
 pub(super) fn worker(args: &Worker, top: &Top, global: &Global, out: &Out) -> Result<Way, Problem> {
     refuse(args.detach, &args.daemon)?;
     let mut found = found(top, global)?;
     if args.task_events {
         found.say("events", "1");
+    }
+    if let Some(ahead) = ahead(args, global)? {
+        found.say("ahead", &ahead.to_string());
     }
     let child = args.child.clone();
     let queues = queues(args, global)?;
@@ -86,6 +92,19 @@ pub(super) fn overrides(args: &Worker, found: &Found, queues: &[String], name: &
         set.push(words::set("worker.processes", "the limits of a child", 1));
     }
     set
+}
+
+/// How many messages are stored beyond the free slots: of so many for each slot, one is the one that runs.
+fn ahead(args: &Worker, global: &Global) -> Result<Option<u64>, Problem> {
+    let Some(beyond) = args.prefetch_multiplier.and_then(|factor| factor.checked_sub(1)).filter(|beyond| *beyond > 0)
+    else {
+        return Ok(None);
+    };
+    let slots = match slots(args) {
+        Some(slots) => slots,
+        None => settings::load(&settings::sources(global, []))?.config.worker.slots as u64,
+    };
+    Ok(Some(slots.saturating_mul(beyond).min(AHEAD_MAX)))
 }
 
 /// How many tasks run at once; `None` for our default.

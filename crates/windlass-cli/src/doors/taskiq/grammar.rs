@@ -112,9 +112,9 @@ pub(super) struct Worker {
     /// Nothing: processes do not end by the number of tasks that run
     #[arg(long, value_name = "COUNT")]
     max_async_tasks_jitter: Option<u64>,
-    /// Nothing: a worker takes what it has free slots for
+    /// How many messages are stored beyond the free slots
     #[arg(long, value_name = "COUNT")]
-    max_prefetch: Option<u64>,
+    pub(super) max_prefetch: Option<u64>,
     /// Nothing: a process that ends is replaced, later and later
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     max_fails: Option<i64>,
@@ -159,7 +159,6 @@ impl Worker {
                 self.max_async_tasks_jitter.is_some(),
                 ("--max-async-tasks-jitter", "no process ends by the number of tasks that run"),
             ),
-            (self.max_prefetch.is_some(), ("--max-prefetch", "a worker takes what it has free slots for")),
             (self.max_fails.is_some(), ("--max-fails", "a process that ends is replaced")),
             (
                 self.ack_type.is_some_and(|when| when != AckType::WhenSaved),

@@ -42,7 +42,10 @@ pub(super) fn read(theirs: &[OsString], global: &mut Global, program: &Program) 
     let command = match Door::from_arg_matches(&matches)?.verb {
         Verb::Worker(args) => {
             words::go_to(args.python.app_dir.as_deref())?;
-            let found = found(global)?;
+            let mut found = found(global)?;
+            if let Some(ahead) = args.max_prefetch.filter(|ahead| *ahead > 0) {
+                found.say("ahead", &ahead.to_string());
+            }
             if !args.child.is_one() {
                 words::warn_of_module(&out, "the broker", Some(&args.broker), program.name());
                 words::warn_of(&out, &args.idle());

@@ -41,16 +41,13 @@ pub(super) async fn task(out: &Out, bridge: &BridgeUrl, task: &Send) -> Outcome 
 
 fn kind(bridge: &BridgeUrl) -> Result<Kind, Problem> {
     match (bridge.over, bridge.get("kind")) {
-        (Over::Redis, Some("list")) => Ok(Kind::List),
+        (Over::Redis, None | Some("list")) => Ok(Kind::List),
         (Over::Redis, Some("stream")) => Ok(Kind::Stream),
         (Over::Redis, Some("pubsub")) => Ok(Kind::Channel),
-        (Over::Redis, None) => Err(Problem::usage(
-            format_args!("{bridge} does not say how its broker keeps messages"),
-            "add `?kind=list` for ListQueueBroker, `?kind=stream` for RedisStreamBroker, `?kind=pubsub` for PubSubBroker",
+        (Over::Redis, Some(other)) => Err(Problem::usage(
+            format_args!("there is no kind `{other}` of broker"),
+            "it is list (ListQueueBroker), stream (RedisStreamBroker) or pubsub (PubSubBroker)",
         )),
-        (Over::Redis, Some(other)) => {
-            Err(Problem::usage(format_args!("there is no kind `{other}` of broker"), "it is list, stream or pubsub"))
-        }
         (Over::Amqp, _) => Err(Problem::usage(
             format_args!("tasks are sent over Redis only, not yet over {bridge}"),
             "send it from Python: our workers run it",

@@ -65,8 +65,8 @@ fn what_has_no_meaning_is_said_once_each() {
     let idle = |line: &str| worker_of(line).idle().iter().map(|(option, _)| *option).collect::<Vec<_>>();
     assert_eq!(idle("worker b:b --workers 2 --ack-type when_saved"), [""; 0]);
     assert_eq!(
-        idle("worker b:b m -fsd -r --ack-type when_received --max-prefetch 3"),
-        ["--fs-discover", "a module to look for tasks in", "--reload", "--max-prefetch", "--ack-type"]
+        idle("worker b:b m -fsd -r --ack-type when_received"),
+        ["--fs-discover", "a module to look for tasks in", "--reload", "--ack-type"]
     );
 }
 

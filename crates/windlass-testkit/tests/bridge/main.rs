@@ -1,5 +1,7 @@
 //! What a bridge promises: every message becomes one task, whatever dies or fails between the transport and the store.
 
+mod unheld;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,8 @@
+//! Celery's messages on a real Redis: what producers get, whatever dies, and what operators can ask.
+
+extern crate windlass_core as windlass;
+
+mod control;
+mod deaths;
+mod results;
+mod rig;
