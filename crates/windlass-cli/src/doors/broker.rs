@@ -148,6 +148,17 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_lists_every_option_of_a_bridge() {
+        let documentation = include_str!("../../../../docs/bridges.md");
+        for (option, _, _) in windlass::bridges::url::OPTIONS {
+            assert!(
+                documentation.contains(&format!("\n| `{option}` |")),
+                "docs/bridges.md should have a row for `{option}`"
+            );
+        }
+    }
+
+    #[test]
     fn what_is_left_out_of_a_url_is_said() {
         let found = bridge_to("celery", "rediss://a;rediss://b", "--broker").expect("a broker");
         assert_eq!((found.url.as_str(), found.left_out.len()), ("celery+rediss://a", 1));
