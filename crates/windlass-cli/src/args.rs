@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ColorChoice, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::{bench, commands, demo};
+use crate::{bench, commands, demo, doors};
 
 /// Background tasks for services: durable, fast, and nothing is ever lost.
 #[derive(Debug, Parser)]
@@ -137,6 +137,8 @@ pub(crate) enum Command {
     Demo(demo::Args),
     /// Measure a store and the engine on this machine.
     Bench(bench::Args),
+    Celery(doors::CeleryArgs),
+    Taskiq(doors::TaskIqArgs),
     Completions(commands::completions::Args),
 }
 

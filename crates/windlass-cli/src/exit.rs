@@ -31,6 +31,8 @@ pub enum Exit {
     Partial,
     /// What was waited for has not happened in time.
     TimedOut,
+    /// Nobody answered a question to all workers.
+    NobodyAnswered,
     /// A child of a supervisor left because a handler does not give its thread back.
     Stuck,
     /// A child of a supervisor left because it used more memory than it may.
@@ -54,6 +56,7 @@ impl Exit {
             Self::Denied => 6,
             Self::Partial => 7,
             Self::TimedOut => 8,
+            Self::NobodyAnswered => 69,
             Self::Stuck => 75,
             Self::OutOfMemory => 76,
             Self::Interrupted => 130,

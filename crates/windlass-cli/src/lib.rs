@@ -28,6 +28,7 @@ mod args;
 mod bench;
 mod commands;
 mod context;
+mod doors;
 mod exit;
 mod json;
 mod logs;

@@ -1,6 +1,7 @@
 //! An application without its type: what the commands need of it.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -17,6 +18,20 @@ static CALLED: OnceLock<String> = OnceLock::new();
 pub(crate) fn be_called(name: &str) {
     // A second call can only come from a test.
     let _ = CALLED.set(name.to_owned());
+}
+
+/// The arguments of this process as another process of the same program is to be given them.
+static GIVEN: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Makes [`given`] answer these arguments.
+pub(crate) fn be_given(args: Vec<OsString>) {
+    // A second call can only come from a test.
+    let _ = GIVEN.set(args);
+}
+
+/// The arguments with which another process of this program does the same, under whatever name it is started.
+pub(crate) fn given() -> Vec<OsString> {
+    GIVEN.get().cloned().unwrap_or_else(|| std::env::args_os().skip(1).collect())
 }
 
 /// A text that tells people what to type, such as "see `windlass task show ID`", with the name of this program: an

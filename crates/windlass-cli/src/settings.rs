@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use windlass::bridges::BridgeUrl;
+use windlass::bridges::url::{Over, Wire};
 use windlass::config::{Loaded, Sources};
-use windlass::{Backend, ConnectOptions, Location, connect_with, redact};
+use windlass::{Backend, ConnectOptions, Location, QueueName, connect_with, redact};
 
 use crate::args::Global;
 use crate::exit::{Exit, Problem};
@@ -35,19 +37,53 @@ pub(crate) fn sources(global: &Global, overrides: impl IntoIterator<Item = Overr
     if let Some(store) = &global.store {
         sources = sources.flag("store", "--store", store);
     }
+    let sources = sources.rule("bridge", |url| url.parse::<BridgeUrl>().map(drop).map_err(|wrong| wrong.to_string()));
     overrides.into_iter().fold(sources, |sources, one| sources.flag(one.key, one.flag, one.value))
 }
 
 /// Loads the configuration; every problem of it at once.
 pub(crate) fn load(sources: &Sources) -> Result<Loaded, Problem> {
-    sources.load().map_err(|errors| {
+    let mut loaded = sources.load().map_err(|errors| {
         let count = errors.problems().len();
         let what = if count == 1 { "the configuration has a problem" } else { "the configuration has problems" };
         Problem::usage(
             format_args!("{what}:\n{errors}"),
             "mend the lines above; `windlass config show --origin` says where each value comes from",
         )
-    })
+    })?;
+    follow_bridge(&mut loaded)?;
+    Ok(loaded)
+}
+
+/// What a bridge decides where nobody has said otherwise: the store is the Redis server that the messages are in, and the
+/// queue is the one that its producers send to.
+pub(crate) fn follow_bridge(loaded: &mut Loaded) -> Result<(), Problem> {
+    let Some(bridge) = bridge(loaded)? else { return Ok(()) };
+    match bridge.over {
+        Over::Redis => loaded.store_follows("bridge", bridge.server()),
+        Over::Amqp if loaded.is_set("store") => {}
+        Over::Amqp => {
+            return Err(Problem::usage(
+                format_args!(
+                    "{bridge} keeps no tasks, and no store is named: every node of the fleet must see the same one"
+                ),
+                "name it with `--store redis://…` or `--store postgres://…`; a file or memory is used when it is named, and is \
+                 seen by this machine or process only",
+            ));
+        }
+    }
+    match bridge.wire {
+        Wire::Celery => loaded.queue_follows("bridge", QueueName::known("celery")),
+        Wire::TaskIq => loaded.queue_follows("bridge", QueueName::known("taskiq")),
+        Wire::Bare => {}
+    }
+    Ok(())
+}
+
+/// The bridge that the configuration names.
+pub(crate) fn bridge(loaded: &Loaded) -> Result<Option<BridgeUrl>, Problem> {
+    let url = loaded.config.bridge.as_deref().map(str::parse::<BridgeUrl>).transpose();
+    url.map_err(|wrong| Problem::usage(wrong, "see docs/bridges.md for what the URL of a bridge may say"))
 }
 
 /// Whether a store that does not exist may be made.

@@ -79,7 +79,8 @@ pub fn text(text: &str) -> String {
     shown
 }
 
-/// Masks the user part of a URL and its parameters with a secret name: `postgres://***@db/app?password=***`.
+/// Masks the user part of a URL and its parameters with a secret name: `postgres://***@db/app?password=***`; also those
+/// of a URL that is the value of a parameter.
 ///
 /// Other text comes back as it is.
 pub fn url(text: &str) -> String {
@@ -92,7 +93,11 @@ pub fn url(text: &str) -> String {
     let Some((path, query)) = rest.split_once('?') else { return format!("{scheme}://{rest}") };
     let parameters = query.split('&').map(|parameter| match parameter.split_once('=') {
         Some((name, value)) if is_secret(name) && !value.is_empty() => format!("{name}={MASK}"),
-        _ => parameter.to_owned(),
+        Some((name, value)) => match crate::url::decoded(value) {
+            Ok(inner) if inner.contains("://") => format!("{name}={}", url(&inner)),
+            _ => parameter.to_owned(),
+        },
+        None => parameter.to_owned(),
     });
     format!("{scheme}://{path}?{}", parameters.collect::<Vec<_>>().join("&"))
 }
@@ -201,6 +206,11 @@ mod tests {
             ("redis://u:p@h/0?access_token=a=b&token=", "redis://***@h/0?access_token=***&token="),
             ("https://host/a@b?to=a@b", "https://host/a@b?to=a@b"),
             ("tasks.db?password=x", "tasks.db?password=x"),
+            (
+                "a+redis://u:p@h?results=redis%3A%2F%2F%3Ap%40h2&events=1",
+                "a+redis://***@h?results=redis://***@h2&events=1",
+            ),
+            ("a+redis://h?results=redis://:p@h2/1", "a+redis://h?results=redis://***@h2/1"),
         ] {
             assert_eq!(url(given), shown);
         }

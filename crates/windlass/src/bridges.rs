@@ -21,7 +21,7 @@
 //! [`OPTIONS`](url::OPTIONS) lists what the URL of a bridge may say.
 
 pub use windlass_bridges::{BridgeUrl, OpenError, Side, bare, celery, open, taskiq, url};
-/// Connections to Redis for the other side: what its clients write and read.
-pub use windlass_redis::foreign as redis;
-/// The formats as pure codecs: for programs that send to workers of Python, or read what they say.
+/// Redis with the messages of other programs in it: for whoever asks or tells those programs something.
+pub use windlass_redis::{Location as RedisLocation, foreign as redis};
+/// The formats of those programs as pure codecs.
 pub use windlass_wire as wire;

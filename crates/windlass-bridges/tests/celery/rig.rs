@@ -109,7 +109,7 @@ pub(crate) fn message(task: &str, id: &str, args: Value) -> Message {
 impl Rig {
     pub(crate) async fn new() -> Self {
         let server = Redis::start(Aof::EverySec).expect("a server");
-        let url = server.url().to_owned();
+        let url = server.url().clone();
         let line = Arc::new(Line::to(url.parse().expect("a URL")));
         let channels = Channels::listen(Arc::clone(&line), vec!["*celery-task-meta-*".to_owned()]);
         let rig = Self {

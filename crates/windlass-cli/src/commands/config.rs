@@ -128,7 +128,8 @@ fn check(global: &Global) -> Outcome {
     let out = super::out(global)?;
     let sources = settings::sources(global, []);
     match sources.load() {
-        Ok(loaded) => {
+        Ok(mut loaded) => {
+            settings::follow_bridge(&mut loaded)?;
             let set = loaded.origins().iter().filter(|setting| setting.origin != Origin::BuiltIn).count();
             let json = json!({"valid": true, "problems": []});
             out.object("valid", json, || format!("the configuration is valid; {set} keys are set\n"))

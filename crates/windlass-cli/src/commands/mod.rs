@@ -20,6 +20,7 @@ pub(crate) mod transfer;
 pub(crate) mod worker;
 pub(crate) mod workflow;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -27,8 +28,9 @@ use std::process::ExitCode;
 use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
-use crate::args::{Cli, Command, Format, Global, command_of};
+use crate::args::{Cli, Color, Command, Format, Global, command_of};
 use crate::context::Context;
+use crate::doors::{self, Refused};
 use crate::exit::{Exit, Outcome, Problem};
 use crate::logs::{self, Labels, Stream};
 use crate::output::{Out, Tone, colors};
@@ -39,28 +41,40 @@ use crate::{bench, demo};
 pub(crate) fn main(program: Program) -> ExitCode {
     logs::hook_panics();
     program::be_called(program.name());
-    let mut command = command_of(program.name());
-    let parsed =
-        command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
-        Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let read = match doors::knock(&args) {
+        Some(knock) => {
+            program::be_given(knock.typed());
+            knock.read(&program)
+        }
+        None => read(&args, program.name()).map(Ok).map_err(Refused::from),
+    };
+    let cli = match read {
+        Ok(Ok(cli)) => cli,
+        Ok(Err(done)) => return done.into(),
+        Err(Refused::Grammar(error)) => return refuse(&error),
+        Err(Refused::Problem(problem)) => return report(&problem, Color::Auto),
     };
     let global = cli.global.clone();
     // The hook has said what happened.
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(cli, program)));
     match ended {
         Ok(Ok(code)) => code,
-        Ok(Err(problem)) => report(&problem, &global),
+        Ok(Err(problem)) => report(&problem, global.color),
         Err(_) => {
             let problem = Problem::new(
                 Exit::Failed,
                 "this is a mistake in the program, not in what you did",
                 "please report it, with the output of the same command under WINDLASS_BACKTRACE=1",
             );
-            report(&problem, &global)
+            report(&problem, global.color)
         }
     }
+}
+
+fn read(args: &[OsString], program: &str) -> Result<Cli, clap::Error> {
+    let matches = command_of(program).try_get_matches_from(args)?;
+    Cli::from_arg_matches(&matches)
 }
 
 /// A command line that cannot be read, or one that asked for help.
@@ -119,6 +133,8 @@ async fn dispatch(cli: Cli, program: Program) -> Result<ExitCode, Problem> {
         Command::Migrate(args) => migrate::run(&quiet_context(global, program)?, &args).await,
         Command::Transfer(args) => transfer::run(&quiet_context(global, program)?, &args).await,
         Command::Outbox(args) => outbox::run(&quiet_context(global, program)?, args).await,
+        Command::Celery(args) => doors::celery(&quiet_context(global, program)?, args).await,
+        Command::Taskiq(args) => doors::taskiq(&quiet_context(global, program)?, args).await,
         Command::Health(args) => health::run(&quiet_context(global, program)?, &args).await,
     };
     outcome.map(Into::into)
@@ -144,9 +160,9 @@ fn quiet_context(global: &Global, program: Program) -> Result<Context, Problem> 
 }
 
 /// Says what went wrong and what to do about it.
-fn report(problem: &Problem, global: &Global) -> ExitCode {
+fn report(problem: &Problem, color: Color) -> ExitCode {
     if !problem.is_silent() {
-        let colored = colors(global.color, io::stderr().is_terminal());
+        let colored = colors(color, io::stderr().is_terminal());
         let paint = |text: &str, tone: Tone| if colored { tone.paint(text) } else { text.to_owned() };
         let mut stderr = io::stderr().lock();
         let _ = writeln!(stderr, "{} {}", paint("error:", Tone::Bad), program::as_typed(problem.text()));

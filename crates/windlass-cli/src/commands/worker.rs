@@ -1,8 +1,13 @@
 //! `windlass worker`, `scheduler` and `all`: the roles of a node.
 
+mod flags;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+use windlass::bridges::url::Wire;
+use windlass::bridges::{self, BridgeUrl, OpenError, Side};
 use windlass::config::{Loaded, WorkerConfig};
 use windlass::worker::{Schedules, Settings, Shutdown, Why, Worker};
 use windlass::{Backend, NodeId, QueueName, Registry, event};
@@ -14,169 +19,14 @@ use crate::logs::{self, Labels, Stream};
 use crate::parent::{self, Parent};
 use crate::probes::Probes;
 use crate::program::Program;
-use crate::settings::{self, Override, shown_store};
+use crate::settings::{self, shown_store};
 use crate::signals::Signals;
 use crate::supervisor::{self, Place, Tether};
 
+pub(crate) use flags::{AllArgs, Args, ChildFlags, NodeFlags, SchedulerArgs, WorkFlags};
+
 /// The heaviest queue, when earlier queues come first.
 const WEIGHT_FIRST: u32 = windlass::worker::WEIGHT_MAX;
-
-/// Run tasks until told to stop
-///
-/// TERM or INT finishes what runs, a second one gives it back at once; TSTP or USR1 takes no more tasks and stays; USR2
-/// logs what runs. With --processes a supervisor starts that many workers and replaces those that end: a task that does
-/// not give its thread back at its hard limit costs one of them, and TTIN and TTOU add and take away one.
-#[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-EXAMPLES
-  windlass worker                                    tasks of the queue `default`
-  windlass worker -Q email=3,default -c 8            three of four times email first
-  windlass worker --name w1@%h --grace 1m --schedules
-  windlass worker --listen 127.0.0.1:9100            probes and metrics
-  windlass worker --processes 4 -c 8 --memory-max 512MiB --recycle-tasks 10000
-  windlass worker --store sqlite:/var/lib/app/tasks.db")]
-pub(crate) struct Args {
-    #[command(flatten)]
-    node: NodeFlags,
-    #[command(flatten)]
-    work: WorkFlags,
-    #[command(flatten)]
-    processes: ProcessFlags,
-    /// Also fire schedules; any number of workers may
-    #[arg(long)]
-    schedules: bool,
-}
-
-/// Fire schedules and keep house, without running tasks
-#[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-EXAMPLES
-  windlass scheduler
-  windlass scheduler --name s1@%h
-  windlass scheduler --store sqlite:/var/lib/app/tasks.db")]
-pub(crate) struct SchedulerArgs {
-    #[command(flatten)]
-    node: NodeFlags,
-}
-
-/// Run tasks and fire schedules
-#[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-EXAMPLES
-  windlass all
-  windlass all -Q email,default --slots 32")]
-pub(crate) struct AllArgs {
-    #[command(flatten)]
-    node: NodeFlags,
-    #[command(flatten)]
-    work: WorkFlags,
-    #[command(flatten)]
-    processes: ProcessFlags,
-}
-
-/// Flags of every role.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct NodeFlags {
-    /// The name in the fleet, unique; %h is the host, %p the process [default: host-process-random]
-    #[arg(short, long, value_name = "NAME")]
-    name: Option<String>,
-    /// Answer probes (/livez, /readyz, /startupz) and /metrics there [config: worker.listen]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Option<String>,
-    /// Stop when standard input closes: the process that started this one has ended
-    #[arg(long, hide = true)]
-    exit_with_stdin: bool,
-    /// Which child of a supervisor this is
-    #[arg(long, hide = true, requires = "child_name", value_parser = clap::value_parser!(u16).range(1..))]
-    child_number: Option<u16>,
-    /// The name of this child in the fleet
-    #[arg(long, hide = true, requires = "child_number")]
-    child_name: Option<NodeId>,
-}
-
-/// Flags of roles that may be several processes. Each overrides a key of the configuration.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct ProcessFlags {
-    /// Work in this many processes under a supervisor, each with slots of its own [config: worker.processes]
-    #[arg(long, value_name = "COUNT", help_heading = "Isolation")]
-    processes: Option<String>,
-    /// Replace a process after so many tasks [config: worker.recycle_tasks]
-    #[arg(long, value_name = "COUNT", help_heading = "Isolation")]
-    recycle_tasks: Option<String>,
-    /// Replace a process that uses so much memory, when its tasks have ended [config: worker.recycle_memory]
-    #[arg(long, value_name = "SIZE", help_heading = "Isolation")]
-    recycle_memory: Option<String>,
-    /// End a process that uses so much memory; what it runs has failed [config: worker.memory_max]
-    #[arg(long, value_name = "SIZE", help_heading = "Isolation")]
-    memory_max: Option<String>,
-}
-
-impl ProcessFlags {
-    fn overrides(&self) -> Vec<Override> {
-        [
-            Override::of("worker.processes", "--processes", self.processes.as_ref()),
-            Override::of("worker.recycle_tasks", "--recycle-tasks", self.recycle_tasks.as_ref()),
-            Override::of("worker.recycle_memory", "--recycle-memory", self.recycle_memory.as_ref()),
-            Override::of("worker.memory_max", "--memory-max", self.memory_max.as_ref()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-}
-
-/// Flags of roles that run tasks. Each overrides a key of the configuration.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct WorkFlags {
-    /// Queues to work on: earlier ones first, or by weight as in email=3,default [config: worker.queues]
-    #[arg(short = 'Q', long, value_name = "QUEUES")]
-    queues: Option<String>,
-    /// How many tasks run at once [config: worker.slots]
-    #[arg(short = 'c', long, visible_alias = "slots", value_name = "COUNT")]
-    concurrency: Option<String>,
-    /// How many threads run them [config: worker.threads]
-    #[arg(long, value_name = "COUNT")]
-    threads: Option<String>,
-    /// How long running tasks may go on after the signal to stop [config: worker.grace]
-    #[arg(long, value_name = "DURATION")]
-    grace: Option<String>,
-    /// How long a task of a worker that died waits for another [config: worker.lease]
-    #[arg(long, value_name = "DURATION")]
-    lease: Option<String>,
-}
-
-impl NodeFlags {
-    fn overrides(&self) -> Vec<Override> {
-        let name = match &self.child_name {
-            Some(name) => Override::of("worker.node", "--child-name", Some(name)),
-            None => Override::of("worker.node", "--name", self.name.as_ref()),
-        };
-        name.into_iter().chain(Override::of("worker.listen", "--listen", self.listen.as_ref())).collect()
-    }
-
-    fn place(&self) -> Option<Place> {
-        Some(Place { number: self.child_number?, node: self.child_name.clone()? })
-    }
-
-    fn parent(&self) -> Parent {
-        if self.exit_with_stdin { Parent::HoldsStdin } else { Parent::Any }
-    }
-}
-
-impl WorkFlags {
-    pub(crate) fn overrides(&self) -> Vec<Override> {
-        [
-            Override::of("worker.queues", "--queues", self.queues.as_ref()),
-            Override::of("worker.slots", "--concurrency", self.concurrency.as_ref()),
-            Override::of("worker.threads", "--threads", self.threads.as_ref()),
-            Override::of("worker.grace", "--grace", self.grace.as_ref()),
-            Override::of("worker.lease", "--lease", self.lease.as_ref()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-}
 
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,29 +42,25 @@ pub(crate) enum Role {
 /// How many threads the runtime of a role gets; `None` for one that runs no tasks.
 pub(crate) fn threads(cli: &Cli) -> Result<Option<usize>, Problem> {
     let load = |overrides| Ok(settings::load(&settings::sources(&cli.global, overrides))?.config.worker);
-    let (node, work, processes) = match &cli.command {
-        Command::Worker(args) => (&args.node, &args.work, &args.processes),
-        Command::All(args) => (&args.node, &args.work, &args.processes),
+    let (node, overrides) = match &cli.command {
+        Command::Worker(args) => (&args.node, args.overrides()),
+        Command::All(args) => (&args.node, [args.work.overrides(), args.processes.overrides()].concat()),
         Command::Dev(args) => return load(args.work.overrides()).map(|config| Some(config.threads)),
         Command::Scheduler(_) => return Ok(Some(1)),
         _ => return Ok(None),
     };
-    let config = load([work.overrides(), processes.overrides()].concat())?;
+    let config = load(overrides)?;
     let supervises = config.processes > 0 && node.place().is_none();
     // One hears the children, one may wait for the store.
     Ok(Some(if supervises { 2 } else { config.threads }))
 }
 
 pub(crate) async fn worker(global: &Global, args: Args, program: Program) -> Outcome {
-    let mut overrides = [args.node.overrides(), args.work.overrides(), args.processes.overrides()].concat();
-    if args.schedules {
-        overrides.extend(Override::of("worker.schedules", "--schedules", Some(&true)));
-    }
-    start(Context::new(global, overrides, program)?, Role::Worker, &args.node).await
+    start(Context::new(global, args.overrides(), program)?, Role::Worker, &args.node).await
 }
 
 pub(crate) async fn scheduler(global: &Global, args: SchedulerArgs, program: Program) -> Outcome {
-    start(Context::new(global, args.node.overrides(), program)?, Role::Scheduler, &args.node).await
+    start(Context::new(global, args.overrides(), program)?, Role::Scheduler, &args.node).await
 }
 
 pub(crate) async fn all(global: &Global, args: AllArgs, program: Program) -> Outcome {
@@ -225,7 +71,7 @@ pub(crate) async fn all(global: &Global, args: AllArgs, program: Program) -> Out
 /// Runs a node until it is told to stop.
 async fn start(context: Context, role: Role, flags: &NodeFlags) -> Outcome {
     let config = &context.loaded.config.worker;
-    let node = node_name(config.node.as_ref())?;
+    let node = node_name(wanted_name(&context.loaded)?.as_ref())?;
     start_logs(&context, &node);
     match (flags.place(), role) {
         (Some(place), _) => return start_child(context, role, place).await,
@@ -253,33 +99,47 @@ async fn start_child(mut context: Context, role: Role, place: Place) -> Outcome 
     let shutdown = Shutdown::new();
     let tether = Arc::new(Tether::take(&context.loaded.config.worker, shutdown.clone())?);
     let mut signals = Signals::catch();
-    let Some(backend) = signals.unless_stopped(open_apart(&context)).await.transpose()? else {
+    let drivers = driver_thread()?;
+    let Some(backend) = signals.unless_stopped(open_on(&drivers, &context)).await.transpose()? else {
         return Ok(Exit::Ok);
     };
     let stops = signals.heed(Arc::clone(&backend), place.node.clone(), shutdown.clone());
     let config = &mut context.loaded.config.worker;
     config.listen = config.listen.map(|first| place.listen(first));
     let settings = settings_of(config, place.node, role);
-    match run_node(context, backend, settings, shutdown, Some(tether)).await? {
+    match run_node(context, backend, settings, shutdown, Some(Isolated { tether, drivers })).await? {
         Why::Told => Ok(stops.exit()),
         Why::Stuck => Ok(Exit::Stuck),
         Why::OutOfMemory => Ok(Exit::OutOfMemory),
     }
 }
 
-/// Opens the store on a thread of its own: drivers that work in the background would otherwise do so on the threads of
+/// How a child is kept apart from its handlers.
+#[derive(Debug)]
+pub(crate) struct Isolated {
+    tether: Arc<Tether>,
+    drivers: Handle,
+}
+
+/// A thread for the drivers of store and bridge: those that work in the background would otherwise do so on the threads of
 /// handlers, and when all of these are blocked nobody could settle what blocks them.
-async fn open_apart(context: &Context) -> Result<Arc<dyn Backend>, Problem> {
+fn driver_thread() -> Result<Handle, Problem> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new()
         .name("windlass-store".to_owned())
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    Ok(handle)
+}
+
+async fn open_on(drivers: &Handle, context: &Context) -> Result<Arc<dyn Backend>, Problem> {
     let loaded = context.loaded.clone();
-    let opening = handle.spawn(async move { settings::open(&loaded, settings::Missing::Create).await });
-    opening.await.map_err(|error| {
-        Problem::new(Exit::Failed, format_args!("the store's thread has ended: {error}"), "please report it")
-    })?
+    let opening = drivers.spawn(async move { settings::open(&loaded, settings::Missing::Create).await });
+    opening.await.map_err(thread_has_ended)?
+}
+
+fn thread_has_ended(error: tokio::task::JoinError) -> Problem {
+    Problem::new(Exit::Failed, format_args!("the thread of the drivers has ended: {error}"), "please report it")
 }
 
 /// Limits that only a supervisor keeps are no limits without one.
@@ -304,11 +164,21 @@ pub(crate) async fn run_node(
     backend: Arc<dyn Backend>,
     settings: Settings,
     shutdown: Shutdown,
-    tether: Option<Arc<Tether>>,
+    isolated: Option<Isolated>,
 ) -> Result<Why, Problem> {
     let Context { loaded, program, .. } = context;
     let registry = program.build().await?;
-    say_hello(&loaded, &backend, &settings, &registry).await?;
+    let bridge = settings::bridge(&loaded)?;
+    say_hello(&loaded, bridge.as_ref(), &backend, &settings, &registry).await?;
+    let backend = match bridge {
+        Some(url) if settings.slots > 0 => {
+            let drivers = isolated.as_ref().map_or_else(Handle::current, |isolated| isolated.drivers.clone());
+            let side = side_of(&settings, &registry);
+            drivers.spawn(bridged(url, side, backend)).await.map_err(thread_has_ended)??
+        }
+        // A scheduler takes nothing from anywhere.
+        Some(_) | None => backend,
+    };
     let probes = match loaded.config.worker.listen {
         Some(address) => Some(Probes::serve(Arc::clone(&backend), address).await?),
         None => None,
@@ -319,7 +189,7 @@ pub(crate) async fn run_node(
     }
     // Behind the probes: who reads in the log that the worker is ready may ask them at once.
     worker = worker.listener(event::Log);
-    if let Some(tether) = tether {
+    if let Some(Isolated { tether, .. }) = isolated {
         worker = worker.listener(Arc::clone(&tether)).guard(tether);
     }
     let ended = worker.start(shutdown).await.map_err(|error| {
@@ -335,9 +205,33 @@ pub(crate) async fn run_node(
     Ok(ended.why)
 }
 
+/// What the other side is told of this node.
+fn side_of(settings: &Settings, registry: &Registry) -> Side {
+    Side {
+        node: settings.node.clone(),
+        queues: settings.queues.iter().map(|(queue, _)| queue.clone()).collect(),
+        tasks: registry.names().iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The store with what other programs send in front of it.
+async fn bridged(url: BridgeUrl, side: Side, store: Arc<dyn Backend>) -> Result<Arc<dyn Backend>, Problem> {
+    bridges::open(&url, side, store).await.map_err(|error| {
+        if matches!(error, OpenError::Url(_)) {
+            return Problem::usage(error, "see docs/bridges.md for what the URL of a bridge may say");
+        }
+        Problem::new(
+            Exit::Unreachable,
+            format_args!("the bridge {url} cannot be opened: {error}"),
+            "start the server, or correct the URL: `windlass config show bridge --origin` says where it comes from",
+        )
+    })
+}
+
 /// Says once what an operator wants to know of a node that starts.
 async fn say_hello(
     loaded: &Loaded,
+    bridge: Option<&BridgeUrl>,
     backend: &Arc<dyn Backend>,
     settings: &Settings,
     registry: &Registry,
@@ -349,6 +243,7 @@ async fn say_hello(
         event = "worker_starting",
         node = %settings.node,
         store = %shown_store(loaded),
+        bridge = bridge.map(tracing::field::display),
         durability = %info.durability,
         queues = %queues.join(","),
         slots = settings.slots,
@@ -413,6 +308,13 @@ fn weighted(queues: &[QueueName], weight_of: impl Fn(&QueueName) -> Option<u32>)
     let steps = queues.len().saturating_sub(1).max(1) as f64;
     let weight = |at: usize| f64::from(WEIGHT_FIRST).powf(1.0 - at as f64 / steps).round().max(1.0) as u32;
     queues.iter().enumerate().map(|(at, queue)| (queue.clone(), weight(at))).collect()
+}
+
+/// The name that was chosen; Celery's monitors want what is made up to have the machine behind an `@`.
+fn wanted_name(loaded: &Loaded) -> Result<Option<NodeId>, Problem> {
+    let for_celery = settings::bridge(loaded)?.is_some_and(|url| url.wire == Wire::Celery);
+    let made_up = || for_celery.then(|| NodeId::known(&format!("windlass-{:04x}@%h", fastrand::u16(..))));
+    Ok(loaded.config.worker.node.clone().or_else(made_up))
 }
 
 /// The name of this node, with what stands for the machine and the process put in.

@@ -107,7 +107,7 @@ pub(crate) async fn run(loaded: &Loaded, node: NodeId) -> Outcome {
         shown,
         // Remembered before it can be replaced: the path of a program that was is gone.
         program: std::env::current_exe()?,
-        args: std::env::args_os().skip(1).collect(),
+        args: crate::program::given(),
         processes: BTreeMap::new(),
         words,
     };

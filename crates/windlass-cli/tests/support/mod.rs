@@ -60,6 +60,33 @@ impl House {
         said(self.assert(args))
     }
 
+    /// With these variables.
+    pub(crate) fn run_with(&self, variables: &[(&str, &str)], args: &[&str]) -> Said {
+        let mut command = self.assert(args);
+        command.envs(variables.iter().copied());
+        said(command)
+    }
+
+    /// A link to the program under another name.
+    #[cfg(unix)]
+    pub(crate) fn link(&self, name: &str) -> std::path::PathBuf {
+        let link = self.path().join(name);
+        std::os::unix::fs::symlink(WINDLASS, &link).expect("a link in a temporary folder");
+        link
+    }
+
+    /// A node that is started by any command line.
+    pub(crate) fn node(&self, args: &[&str]) -> Worker {
+        self.node_of(Path::new(WINDLASS), args)
+    }
+
+    /// The same under another name of the program.
+    pub(crate) fn node_of(&self, program: &Path, args: &[&str]) -> Worker {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(self.path()).env_clear().env("HOME", self.path()).stdin(Stdio::null());
+        Worker::of(&mut command)
+    }
+
     /// With this on standard input.
     pub(crate) fn feed(&self, args: &[&str], input: impl Into<Vec<u8>>) -> Said {
         said(self.assert(args).write_stdin(input))
@@ -120,6 +147,13 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// The one that a command starts.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the program starts");
+        let log = BufReader::new(child.stdout.take().expect("its log is piped"));
+        Self { child, log: Box::new(log) }
+    }
+
     /// Reads its log until this event, and answers the line.
     pub(crate) fn wait_for(&mut self, event: &str) -> Value {
         loop {

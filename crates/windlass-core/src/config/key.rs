@@ -331,7 +331,7 @@ impl Value {
         }
     }
 
-    fn to_text(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         match self {
             Self::Text(text) | Self::Number(text) => text.clone(),
             Self::Flag(flag) => flag.to_string(),

@@ -36,6 +36,12 @@ pub static KEYS: &[Key<Config>] = &[
     .preset("sqlite:windlass.db")
     .url(),
     key(
+        "bridge",
+        "Whose messages a worker takes besides the tasks of its store; nobody's when it is not set.",
+        Kind::Text { shape: "the URL of a bridge", set: |config, text| config.bridge = Some(text) },
+    )
+    .url(),
+    key(
         "worker.queues",
         "The queues to work on; earlier ones are emptied first, or by weight when any has one (`email=3,default`).",
         Kind::List { shape: "names of queues, each with `=WEIGHT` (1 to 100) if you like", set: set_queues },

@@ -67,6 +67,8 @@ pub const PROFILE_VARIABLE: &str = "WINDLASS_PROFILE";
 pub struct Config {
     /// Where tasks live: a URL or a path. May hold a password: show it by [`redact::url`].
     pub store: String,
+    /// The URL of the bridge that messages of other programs come over. May hold passwords: show it by [`redact::url`].
+    pub bridge: Option<String>,
     /// How this process works on tasks.
     pub worker: WorkerConfig,
     /// How this process talks to the store.
@@ -180,6 +182,7 @@ impl Config {
     fn blank() -> Self {
         Self {
             store: String::new(),
+            bridge: None,
             worker: WorkerConfig {
                 queues: Vec::new(),
                 weights: BTreeMap::new(),
@@ -223,10 +226,11 @@ impl Default for Config {
 }
 
 impl fmt::Debug for Config {
-    /// Without the password in the URL of the store.
+    /// Without the passwords in URLs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("store", &redact::url(&self.store))
+            .field("bridge", &self.bridge.as_deref().map(redact::url))
             .field("worker", &self.worker)
             .field("client", &self.client)
             .field("retention", &self.retention)
@@ -250,6 +254,31 @@ impl Loaded {
     /// Every key in the order of the tables, those of the application last.
     pub fn origins(&self) -> &[Setting] {
         &self.origins
+    }
+
+    /// Whether somebody has set a key: it is not at its default.
+    pub fn is_set(&self, key: &str) -> bool {
+        self.origins.iter().any(|setting| setting.info.name == key && setting.origin != Origin::BuiltIn)
+    }
+
+    /// Makes another key decide about the store, unless somebody has set it.
+    pub fn store_follows(&mut self, key: &'static str, store: &str) {
+        let own = |setting: &&mut Setting| setting.info.name == "store" && setting.origin == Origin::BuiltIn;
+        if let Some(setting) = self.origins.iter_mut().find(own) {
+            setting.value = Some(redact::url(store));
+            setting.origin = Origin::Follows(key);
+            store.clone_into(&mut self.config.store);
+        }
+    }
+
+    /// Makes another key decide about the queues to work on, unless somebody has set them.
+    pub fn queue_follows(&mut self, key: &'static str, queue: QueueName) {
+        let own = |setting: &&mut Setting| setting.info.name == "worker.queues" && setting.origin == Origin::BuiltIn;
+        if let Some(setting) = self.origins.iter_mut().find(own) {
+            setting.value = Some(queue.to_string());
+            setting.origin = Origin::Follows(key);
+            self.config.worker.queues = vec![queue];
+        }
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Origin {
     Environment(String),
     /// A flag of the command line, such as `--slots`.
     Flag(String),
+    /// Nobody has set it; it follows from this key.
+    Follows(&'static str),
 }
 
 impl fmt::Display for Origin {
@@ -58,6 +60,7 @@ impl fmt::Display for Origin {
             Self::DotEnv { name, line, variable } => write!(f, "{name}:{line} {variable}"),
             Self::Environment(variable) => write!(f, "environment {variable}"),
             Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Follows(key) => write!(f, "follows from {key}"),
         }
     }
 }

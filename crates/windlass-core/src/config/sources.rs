@@ -41,6 +41,7 @@ pub struct Sources {
     flags: Vec<Flag>,
     profile: Option<String>,
     read_secret: Option<ReadSecret>,
+    rules: Vec<(&'static str, Rule)>,
     /// What went wrong while the sources were collected; reported with everything else.
     problems: Vec<Problem>,
 }
@@ -55,6 +56,9 @@ struct Flag {
     written: String,
     value: String,
 }
+
+/// What is wrong with a value.
+type Rule = fn(&str) -> Result<(), String>;
 
 type ReadSecret = Box<dyn Fn(&Path) -> std::io::Result<Vec<u8>> + Send + Sync>;
 
@@ -112,6 +116,14 @@ impl Sources {
     #[must_use]
     pub fn secrets(mut self, read: impl Fn(&Path) -> std::io::Result<Vec<u8>> + Send + Sync + 'static) -> Self {
         self.read_secret = Some(Box::new(read));
+        self
+    }
+
+    /// A rule for the value of a key that only the caller knows; what it says is wrong is reported with everything else, and
+    /// must not hold a secret.
+    #[must_use]
+    pub fn rule(mut self, key: &'static str, rule: fn(&str) -> Result<(), String>) -> Self {
+        self.rules.push((key, rule));
         self
     }
 
@@ -345,6 +357,9 @@ impl Resolver<'_> {
         };
         let outcome = self.finish(&found).and_then(|value| {
             key.apply(config, &value)?;
+            for (_, rule) in self.sources.rules.iter().filter(|(name, _)| *name == info.name) {
+                rule(&value.to_text())?;
+            }
             Ok(info.shown(&value))
         });
         match outcome {

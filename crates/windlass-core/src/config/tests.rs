@@ -34,7 +34,7 @@ pub(super) fn setting(loaded: &Loaded, key: &str) -> (Option<String>, String) {
 /// A value other than the default that the key accepts.
 fn example(key: &Key<Config>) -> &'static str {
     match key.info().name {
-        "store" => "postgres://user:hunter2@db/app",
+        "store" | "bridge" => "postgres://user:hunter2@db/app",
         "worker.queues" => "email=3,default",
         "worker.node" => "web-1",
         "worker.listen" => "127.0.0.1:9100",
@@ -518,4 +518,34 @@ fn an_application_adds_a_table_of_its_own() {
         "windlass.toml:2: courier.relays: is unknown: did you mean `courier.relay`?\n\
          windlass.toml:3: courier.port: `0` is out of range: write a whole number from 1 to 65535"
     );
+}
+
+#[test]
+fn a_rule_of_the_caller_is_reported_with_everything_else() {
+    let sources = file("bridge = \"nowhere\"\n[worker]\nlease = 30")
+        .rule("bridge", |url| if url.contains("://") { Ok(()) } else { Err(format!("`{url}` leads nowhere")) });
+    let errors = sources.load().unwrap_err().to_string();
+    assert!(errors.contains("windlass.toml:1: bridge: `nowhere` leads nowhere"), "{errors}");
+    assert!(errors.contains("worker.lease"), "{errors}");
+}
+
+#[test]
+fn what_follows_from_another_key_gives_way_to_whoever_sets_it() {
+    let mut loaded = Sources::new().load().unwrap();
+    loaded.store_follows("bridge", "redis://:hunter2@host");
+    loaded.queue_follows("bridge", QueueName::known("mail"));
+    assert_eq!(setting(&loaded, "store"), (Some("redis://***@host".to_owned()), "follows from bridge".to_owned()));
+    assert_eq!(
+        (loaded.config.store.as_str(), &loaded.config.worker.queues[..]),
+        ("redis://:hunter2@host", &[QueueName::known("mail")][..])
+    );
+
+    let mut loaded = file("store = \"own.db\"\n[worker]\nqueues = \"own\"").load().unwrap();
+    loaded.store_follows("bridge", "redis://host");
+    loaded.queue_follows("bridge", QueueName::known("mail"));
+    assert_eq!(
+        (loaded.config.store.as_str(), &loaded.config.worker.queues[..]),
+        ("own.db", &[QueueName::known("own")][..])
+    );
+    assert!(loaded.is_set("store") && !loaded.is_set("bridge"));
 }

@@ -88,7 +88,11 @@ async fn what_was_parked_for_too_long_is_told_as_dead() {
     let bridge = rig.bridge();
     rig.transport.send("t:1", answered("strange"));
     let claims = claim(&bridge, 1).await;
-    let parked = Settled { receipt: claims[0].receipt.clone(), follow: Default::default(), verdict: Verdict::Parked };
+    let parked = Settled {
+        receipt: claims[0].receipt.clone(),
+        follow: windlass_core::flow::Follow::default(),
+        verdict: Verdict::Parked,
+    };
     bridge.settle(&[parked]).await.expect("settled");
     tokio::time::advance(PARKED_FOR).await;
     tick(&bridge).await;

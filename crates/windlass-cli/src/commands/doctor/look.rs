@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use windlass::bridges::RedisLocation;
+use windlass::bridges::redis::Line;
+use windlass::bridges::url::Over;
 use windlass::config::{Loaded, Origin};
 use windlass::view::{Filter, Health, Info, Node, NodePhase, PAGE_MAX, Page, QueueCounts};
 use windlass::{Backend, Location, QueueName, State, TaskName, Timestamp};
@@ -29,7 +32,7 @@ const BEAT_SKEW_MAX: Duration = Duration::from_secs(2);
 /// Everything that can be looked at. What depends on something broken is left out.
 pub(super) async fn at_everything(global: &Global, program: &Program, out: &Out) -> Vec<Finding> {
     let sources = settings::sources(global, []);
-    let loaded = match sources.load() {
+    let mut loaded = match sources.load() {
         Ok(loaded) => loaded,
         Err(errors) => {
             let advice = "mend these lines; `windlass config check` says when they are right";
@@ -37,6 +40,11 @@ pub(super) async fn at_everything(global: &Global, program: &Program, out: &Out)
         }
     };
     let mut findings = vec![at_configuration(&loaded, sources.file_name())];
+    if let Err(problem) = settings::follow_bridge(&mut loaded) {
+        findings.push(Finding::bad("bridge", problem.text(), problem.next_step()));
+        return findings;
+    }
+    findings.extend(at_bridge(&loaded).await);
     if let Ok(Location::Sqlite(path)) = loaded.config.store.parse() {
         findings.extend(at_file(&path, out.now()));
     }
@@ -69,6 +77,29 @@ fn at_configuration(loaded: &Loaded, file: Option<&str>) -> Finding {
     let set = loaded.origins().iter().filter(|setting| setting.origin != Origin::BuiltIn).count();
     let file = file.map_or_else(|| "no file".to_owned(), |file| format!("file {file}"));
     Finding::good("configuration", format!("valid; {file}, {} set", plural(set as u64, "key")))
+}
+
+/// Whether the server answers that messages of other programs are in.
+async fn at_bridge(loaded: &Loaded) -> Option<Finding> {
+    // That it can be read was said with the configuration.
+    let url = settings::bridge(loaded).ok()??;
+    let location: RedisLocation = match (url.over, url.server().parse()) {
+        (Over::Redis, Ok(location)) => location,
+        (Over::Redis, Err(wrong)) => {
+            return Some(Finding::bad("bridge", format!("{url}: {wrong}"), "see docs/bridges.md"));
+        }
+        (Over::Amqp, _) => {
+            return Some(Finding::good("bridge", format!("{url}; not asked: a worker says whether it answers")));
+        }
+    };
+    let line = Line::to(location);
+    let asked = tokio::time::timeout(PATIENCE, line.ask(&[b"PING".to_vec()])).await;
+    let wrong = match asked {
+        Ok(Ok(_)) => return Some(Finding::good("bridge", format!("{url} answers"))),
+        Ok(Err(error)) => format!("{url}: {error}"),
+        Err(_) => format!("{url} does not answer within {}", roughly(PATIENCE)),
+    };
+    Some(Finding::bad("bridge", wrong, "start the server, or correct `bridge`: see `windlass config show --origin`"))
 }
 
 /// The file of a store: may it be written, is there space, does the clock agree.
