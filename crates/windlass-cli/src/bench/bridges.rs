@@ -165,10 +165,10 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
         let times = |kind: usize| rates[kind].median() / of_peer.median().max(1e-9);
         match peer {
             Peer::Celery => {
-                report.goal(Goal::at_least("drain, of Celery's own worker", times(0), CELERY_TIMES_MIN, "x"))
+                report.goal(Goal::at_least("drain, of Celery's own worker", times(0), CELERY_TIMES_MIN, "x"));
             }
             Peer::Taskiq => {
-                report.goal(Goal::at_least("drain, of TaskIQ's own worker", times(1), TASKIQ_TIMES_MIN, "x"))
+                report.goal(Goal::at_least("drain, of TaskIQ's own worker", times(1), TASKIQ_TIMES_MIN, "x"));
             }
             Peer::Bullmq | Peer::GraphileWorker => {}
         }
