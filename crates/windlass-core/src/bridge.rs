@@ -60,8 +60,8 @@ use unheld::Unheld;
 const ADOPT_TRIES: u32 = 3;
 /// Between two of these.
 const ADOPT_AGAIN: Duration = Duration::from_millis(50);
-/// What fails is asked again after this long, at first and later.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// What fails is asked again after this long, at first and later: messages flow again soon after the other end is back.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 /// What is asked of the transport besides messages may take this long; it must not keep a worker from its work.
 const ASIDE_WITHIN: Duration = Duration::from_secs(2);
 /// How tasks end may take this long to be told; then the settle is tried again.
@@ -486,8 +486,7 @@ impl Bridge {
         self.send_answers().await;
     }
 
-    /// Tells how tasks end, before it is recorded. An end that the transport refuses is told later: it must not hold up the
-    /// others for ever.
+    /// Tells how tasks end, before it is recorded.
     async fn tell_ends(&self, settled: &[Settled]) -> Result<(), StoreError> {
         if let Some((receipts, lease)) = self.answers.doubtful(settled, Instant::now()) {
             // Somebody else may have these: only who has a lease speaks for a task.
@@ -500,40 +499,58 @@ impl Bridge {
             return Ok(());
         }
         // What was said of these tasks before goes first, unless it is on its way.
-        let mut batch = self.answers.begin();
+        let batch = self.answers.begin();
         let before = batch.as_ref().map_or(0, Vec::len);
-        let mut all = batch.take().unwrap_or_default();
+        let mut all = batch.unwrap_or_default();
         all.extend(ends);
-        let said = self.within(ENDS_WITHIN, self.transport.answer(&all)).await;
+        let told = self.tell(ENDS_WITHIN, &all).await;
         all.truncate(before);
-        match said {
-            Ok(()) => {
-                self.answers.end_if_begun(all, before > 0, true);
-                self.answers.told(settled, now);
-                let _ = self.heard(Ok(()), "answer");
-                Ok(())
-            }
-            Err(error @ TransportError::Refused(_)) => {
-                self.answers.end_if_begun(all, before > 0, false);
-                let _ = self.heard(Err::<(), _>(error), "answer");
-                Ok(())
-            }
-            Err(error) => {
-                self.answers.end_if_begun(all, before > 0, false);
-                let text = error.to_string();
-                let _ = self.heard(Err::<(), _>(error), "answer");
-                Err(StoreError::Unreachable(text.into()))
-            }
-        }
+        self.answers.end_if_begun(all, before > 0, told.is_ok());
+        told.map_err(|error| StoreError::Unreachable(error.into()))?;
+        self.answers.told(settled, now);
+        Ok(())
     }
 
     async fn send_answers(&self) {
         while let Some(batch) = self.answers.begin() {
-            let said = self.aside(self.transport.answer(&batch)).await;
-            let sent = self.heard(said, "answer").is_some();
-            self.answers.end(batch, sent);
-            if !sent {
+            let told = self.tell(ASIDE_WITHIN, &batch).await.is_ok();
+            self.answers.end(batch, told);
+            if !told {
                 return;
+            }
+        }
+    }
+
+    /// Tells producers. What the transport refuses must not hold up the others: each is tried by itself then, and what is
+    /// refused is tried again later.
+    async fn tell(&self, limit: Duration, answers: &[Answer]) -> Result<(), TransportError> {
+        let error = match self.within(limit, self.transport.answer(answers)).await {
+            Err(error @ TransportError::Refused(_)) => error,
+            said => return self.spoken(said),
+        };
+        drop(self.heard(Err::<(), _>(error), "answer"));
+        let mut refused = Vec::new();
+        for answer in answers {
+            match self.within(limit, self.transport.answer(std::slice::from_ref(answer))).await {
+                Err(TransportError::Refused(_)) => refused.push(answer.clone()),
+                said => self.spoken(said)?,
+            }
+        }
+        self.answers.refuse(refused, 1);
+        Ok(())
+    }
+
+    /// Notes how the transport does, and passes on what it said.
+    fn spoken(&self, said: Result<(), TransportError>) -> Result<(), TransportError> {
+        match said {
+            Ok(()) => {
+                let _ = self.heard(Ok(()), "answer");
+                Ok(())
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let _ = self.heard(Err::<(), _>(error), "answer");
+                Err(TransportError::Unreachable(text.into()))
             }
         }
     }
@@ -640,6 +657,7 @@ impl Backend for Bridge {
             self.recover(node).await,
             self.take_ahead(node).await,
         ];
+        self.tell_refused().await;
         for aside in asides {
             if let Err(error) = aside {
                 warn!(%error, "housekeeping of the bridge failed; the next tick does it");

@@ -35,6 +35,8 @@ struct Inner {
     waiting: VecDeque<Sent>,
     held: HashMap<NodeId, Vec<(Tag, Sent)>>,
     answers: Vec<Answer>,
+    /// Answers of tasks with this name are refused.
+    refused: Option<String>,
     last_tag: u64,
     /// Whether requests fail.
     down: bool,
@@ -110,10 +112,15 @@ impl MemoryTransport {
         self.shared.inner.lock().accepts = Accepts::Failing;
     }
 
+    /// From now on it refuses to tell what becomes of tasks with this name.
+    pub fn refuse_answers_of(&self, task: &str) {
+        self.shared.inner.lock().refused = Some(task.to_owned());
+    }
+
     /// Everything works again.
     pub fn mend(&self) {
         let mut inner = self.shared.inner.lock();
-        (inner.down, inner.accepts) = (false, Accepts::Answered);
+        (inner.down, inner.accepts, inner.refused) = (false, Accepts::Answered, None);
     }
 
     /// From now on whoever accepts waits for ever, as a process that dies there.
@@ -265,7 +272,15 @@ impl Transport for MemoryTransport {
     }
 
     async fn answer(&self, answers: &[Answer]) -> Result<(), TransportError> {
-        self.ask(|inner| inner.answers.extend_from_slice(answers)).await
+        let told = self.ask(|inner| {
+            let is_refused = |answer: &Answer| inner.refused.as_deref() == Some(answer.envelope.name.as_str());
+            if answers.iter().any(is_refused) {
+                return Err(TransportError::Refused("nobody may hear of it".to_owned()));
+            }
+            inner.answers.extend_from_slice(answers);
+            Ok(())
+        });
+        told.await?
     }
 
     async fn recover(&self, living: &[NodeId]) -> Result<u64, TransportError> {

@@ -255,9 +255,11 @@ impl Desk {
         let mut plan = Plan::default();
         for answer in answers {
             if let Err(reason) = self.teller.plan(answer, now, &mut plan) {
-                // It can never be told otherwise: the task is in the store, and somebody has to look.
-                warn!(task = %answer.envelope.id, %reason, "what follows a task cannot be read; nothing follows it");
+                warn!(task = %answer.envelope.id, %reason, "what its message said cannot be read; its producer hears nothing");
             }
+        }
+        for (id, reason) in plan.unreadable.drain(..) {
+            warn!(id, %reason, "what follows a task cannot be read; nothing follows it");
         }
         self.count_ended(answers);
         self.carry_out(plan).await
@@ -267,7 +269,7 @@ impl Desk {
     async fn carry_out(&self, plan: Plan) -> Result<(), TransportError> {
         let mut plans = vec![(plan, None::<String>)];
         while let Some((plan, completes)) = plans.pop() {
-            let Plan { chords, letters, documents, parts, events } = plan;
+            let Plan { chords, letters, documents, parts, events, .. } = plan;
             let counters = self.results.chords();
             if let Some(counters) = counters
                 && !chords.is_empty()

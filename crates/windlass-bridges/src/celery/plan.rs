@@ -38,6 +38,18 @@ pub(super) struct Plan {
     pub(super) documents: Vec<Document>,
     pub(super) parts: Vec<Part>,
     pub(super) events: Vec<Kind>,
+    /// Tasks whose canvas cannot be read, and why: nothing follows them.
+    pub(super) unreadable: Vec<(String, Malformed)>,
+}
+
+impl Plan {
+    /// What follows a task; nothing when that cannot be read, which must not keep its end from being told.
+    fn readable(&mut self, request: &Request, follow: Result<Follow, Malformed>) -> Follow {
+        follow.unwrap_or_else(|reason| {
+            self.unreadable.push((request.id.clone(), reason));
+            Follow::default()
+        })
+    }
 }
 
 /// Messages that are published together, once.
@@ -156,7 +168,8 @@ impl Teller {
         result: &Json,
         now: Timestamp,
     ) -> Result<(), Malformed> {
-        let follow = self.follow(&request, now, |publisher| follow::success(&request, result, publisher))?;
+        let follow = self.follow(&request, now, |publisher| follow::success(&request, result, publisher));
+        let follow = plan.readable(&request, follow);
         let children = follow.children.clone();
         self.publish(plan, &request, follow, now);
         let document = ResultDocument::success(&request, result.clone(), children, now);
@@ -179,7 +192,8 @@ impl Teller {
         over: Over,
         now: Timestamp,
     ) -> Result<(), Malformed> {
-        let mut follow = self.follow(&request, now, |publisher| follow::failure(&request, publisher))?;
+        let follow = self.follow(&request, now, |publisher| follow::failure(&request, publisher));
+        let mut follow = plan.readable(&request, follow);
         let stranded = std::mem::take(&mut follow.stranded);
         let traceback = traceback(&request, error);
         let event = Kind::Failed(failed(&request, error, &traceback));

@@ -15,6 +15,11 @@ use crate::{Envelope, NodeId};
 /// The most answers that wait while the transport cannot be reached; then the oldest go.
 pub const ANSWERS_MAX: usize = 10_000;
 
+/// How often an answer is tried that the transport refuses, once a tick: long enough for somebody to mend a wrong password.
+const REFUSED_TIMES_MAX: u32 = 600;
+/// How many of those are tried with one tick.
+const REFUSED_TOGETHER: usize = 10;
+
 /// The tasks whose producers hear of them, and what is to be said.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
@@ -25,6 +30,8 @@ pub(super) struct Answers {
 struct Inner {
     held: HashMap<Receipt, Held>,
     waiting: VecDeque<Answer>,
+    /// What the transport refused, and how often; it is tried again apart from the others.
+    refused: VecDeque<(Answer, u32)>,
     /// Somebody sends: answers stay in their order.
     sending: bool,
 }
@@ -162,6 +169,25 @@ impl Answers {
         if begun {
             self.end(batch, sent);
         }
+    }
+
+    /// The transport refused these, for this many times by now.
+    pub(super) fn refuse(&self, refused: Vec<Answer>, times: u32) {
+        let mut inner = self.inner.lock();
+        for answer in refused {
+            if times >= REFUSED_TIMES_MAX || inner.refused.len() >= ANSWERS_MAX {
+                warn!(task = %answer.envelope.id, "the transport refuses to tell what became of a task; its producer hears nothing");
+            } else {
+                inner.refused.push_back((answer, times));
+            }
+        }
+    }
+
+    /// Takes what was refused, to be tried again.
+    pub(super) fn refused(&self) -> Vec<(Answer, u32)> {
+        let refused = &mut self.inner.lock().refused;
+        let amount = refused.len().min(REFUSED_TOGETHER);
+        refused.drain(..amount).collect()
     }
 
     pub(super) fn waiting(&self) -> usize {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Bridge, UNCONFIRMED};
+use super::{Bridge, TransportError, UNCONFIRMED};
 use crate::adoption::Adoption;
 use crate::backend::{BATCH_MAX, StoreError};
 use crate::{DeliveryId, NodeId};
@@ -36,6 +36,17 @@ impl Bridge {
             self.state.lock().let_go.extend(adoption.accepted);
         }
         forgotten.map(drop)
+    }
+
+    /// Tries answers again that the transport has refused.
+    pub(super) async fn tell_refused(&self) {
+        for (answer, times) in self.answers.refused() {
+            if let Err(TransportError::Refused(_) | TransportError::Unreachable(_)) =
+                self.aside(self.transport.answer(std::slice::from_ref(&answer))).await
+            {
+                self.answers.refuse(vec![answer], times + 1);
+            }
+        }
     }
 
     /// Brings messages back that dead nodes have taken.
