@@ -37,7 +37,9 @@ use windlass_redis::Location;
 use windlass_redis::foreign::{Channels, Line};
 use windlass_wire::celery::control::answer::BrokerInfo;
 use windlass_wire::celery::follow::{self, Outgoing, Publisher};
-use windlass_wire::celery::{Message, Producer as Producing, ResultDocument, Sending, Signature, Unsendable, result};
+use windlass_wire::celery::{
+    Message, Producer as Producing, Request, ResultDocument, Sending, Signature, Unsendable, result,
+};
 use windlass_wire::{Frame, Malformed, Properties, kombu};
 
 use super::broker::{AmqpBroker, Broker, KombuBroker};
@@ -114,7 +116,9 @@ pub enum WaitError {
         limit: Duration,
     },
     /// Results are kept nowhere, or are replies to the client that has sent the task.
-    #[error("results are not kept where they can be asked for")]
+    #[error(
+        "results are kept nowhere, or are replies to the client that has sent the task: no other process can await them"
+    )]
     NoResults,
     /// The server does not answer, or refuses.
     #[error("the result of `{task_id}` cannot be asked for: {error}")]
@@ -203,8 +207,8 @@ impl Producer {
         let (now, origin) = (SystemClock.now(), self.settings.origin.as_str());
         let producing = Producing { broker: self.broker.kind(), now, origin, reply_to: None };
         let mut message = Message::of(envelope, &producing)?;
-        if envelope.priority == Priority::default() {
-            // As a client that names no priority.
+        if envelope.priority == Priority::default() && !matches!(Request::of(envelope), Ok(Some(_))) {
+            // As a client that names no priority. What has come from Celery keeps its own.
             message.request.priority = 0;
         }
         let tag = Uuid::new_v4().to_string();
