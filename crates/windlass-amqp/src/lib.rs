@@ -1,8 +1,8 @@
 //! AMQP 0-9-1, the protocol of RabbitMQ, as a raw transport: bytes and properties in and out, and nothing of what they mean.
 //!
 //! [`Amqp`] takes at most as many messages as somebody has room for ([`Amqp::take`]), tells the broker what became of them
-//! ([`Amqp::accept`], [`Amqp::put_back`], [`Amqp::reject`]), publishes with confirmations ([`Amqp::publish`]) and listens to
-//! control messages ([`Amqp::listen`]). It keeps two connections, one for each direction, and makes them again by itself.
+//! ([`Amqp::accept`], [`Amqp::put_back`], [`Amqp::reject`]), publishes with confirmations ([`Amqp::publish`]), empties queues
+//! ([`Amqp::purge`]) and listens to control messages ([`Amqp::listen`]). It keeps two connections, one for each direction, and makes them again by itself.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -200,6 +200,16 @@ impl Amqp {
     /// What the broker refused. That something is there otherwise is no error: see [`Self::differences`].
     pub async fn declare(&self, topology: &Topology) -> Result<(), AmqpError> {
         self.link().declare(topology, PATIENCE).await
+    }
+
+    /// Drops the messages that wait in a queue, and answers how many those were. One that is not there has none; what was
+    /// delivered to somebody and is not acknowledged stays.
+    ///
+    /// # Errors
+    /// [`AmqpError::Unreachable`] when the broker does not answer within 10 s, or what it refused.
+    pub async fn purge(&self, queue: &str) -> Result<u64, AmqpError> {
+        let session = self.link().session(PATIENCE).await?;
+        topology::purge(&session, queue).await
     }
 
     /// Listens to a queue of our own, which is declared for it: for control messages and events. It needs no acknowledgement

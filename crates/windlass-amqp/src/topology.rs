@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueuePurgeOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{Channel, Error, ExchangeKind};
 use parking_lot::Mutex;
@@ -214,6 +216,20 @@ pub(crate) async fn declare(session: &Session, topology: &Topology, reported: &R
         declarer.bind_exchange(binding).await?;
     }
     Ok(())
+}
+
+/// Drops what waits in a queue, and answers how many messages those were.
+///
+/// # Errors
+/// What the broker refused, unless it was that there is no such queue.
+pub(crate) async fn purge(session: &Session, queue: &str) -> Result<u64, AmqpError> {
+    let channel = session.channel().await?;
+    let purged = channel.queue_purge(short("a queue", queue)?, QueuePurgeOptions::default());
+    match session.answered(purged).await? {
+        Ok(count) => Ok(u64::from(count)),
+        Err(error) if error::is_not_found(&error) => Ok(0),
+        Err(error) => Err(session.error(&error)),
+    }
 }
 
 struct Declarer<'a> {

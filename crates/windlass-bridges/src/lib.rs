@@ -11,7 +11,8 @@
 //!
 //! Whoever depends on this crate gets every driver that a bridge may need; applications use `windlass::connect`.
 
-//! [`open`](open()) takes a URL to a bridge; [`url`] says what it may hold.
+//! [`open`](open()) takes a URL to a bridge; [`url`] says what it may hold. [`celery_producer`] and [`taskiq_producer`] take
+//! the same URL the other way: to a client of the workers at its other end.
 
 pub mod bare;
 pub mod carrier;
@@ -20,5 +21,5 @@ mod open;
 pub mod taskiq;
 pub mod url;
 
-pub use open::{OpenError, Side, open};
+pub use open::{OpenError, Side, celery_producer, open, taskiq_producer};
 pub use url::BridgeUrl;

@@ -1,5 +1,7 @@
 //! From a URL to a bridge.
 
+mod producers;
+
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
@@ -13,6 +15,8 @@ use crate::carrier::{CeleryQueues, TaskiqProfile, TaskiqTopology};
 use crate::celery::{self, Celery, ResultPlace};
 use crate::taskiq;
 use crate::url::{BridgeUrl, InvalidUrl, Over, Wire};
+
+pub use producers::{celery_producer, taskiq_producer};
 
 /// This side of a bridge: the node that works on it.
 #[derive(Debug, Clone)]
@@ -99,21 +103,33 @@ async fn taskiq_on_redis(url: &BridgeUrl, side: Side) -> Result<Arc<dyn Transpor
         None | Some("list") => taskiq::open_lists(redis(url)?, options).await?,
         Some("stream") => taskiq::open_streams(redis(url)?, groups, options).await?,
         Some("pubsub") => taskiq::open_channels(redis(url)?, options).await?,
-        Some(other) => return Err(InvalidUrl(format!("`kind={other}`: write list, stream or pubsub")).into()),
+        Some(other) => return Err(no_kind(other).into()),
     })
 }
 
+fn no_kind(other: &str) -> InvalidUrl {
+    InvalidUrl(format!(
+        "`kind={other}`: write list (ListQueueBroker), stream (RedisStreamBroker) or pubsub (PubSubBroker)"
+    ))
+}
+
 async fn taskiq_on_amqp(url: &BridgeUrl, side: Side) -> Result<Arc<dyn Transport>, OpenError> {
+    let topology = taskiq_topology_of(url, &side.queues)?;
+    Ok(taskiq::open_amqp(amqp(url)?, &topology, taskiq_options(url, side)?).await?)
+}
+
+/// What the application at the other end declares on RabbitMQ.
+fn taskiq_topology_of(url: &BridgeUrl, queues: &[QueueName]) -> Result<TaskiqTopology, InvalidUrl> {
     let profile = match url.get("profile") {
         None | Some("0.6") => TaskiqProfile::V0_6,
         Some("0.4") => TaskiqProfile::V0_4,
-        Some(other) => return Err(InvalidUrl(format!("`profile={other}`: write 0.6 or 0.4")).into()),
+        Some(other) => return Err(InvalidUrl(format!("`profile={other}`: write 0.6 or 0.4"))),
     };
-    let mut topology = TaskiqTopology { queues: side.queues.clone(), ..TaskiqTopology::of(profile) };
+    let mut topology = TaskiqTopology { queues: queues.to_vec(), ..TaskiqTopology::of(profile) };
     if let Some(max) = max_priority(url)? {
         topology.arguments.insert("x-max-priority".to_owned(), max.into());
     }
-    Ok(taskiq::open_amqp(amqp(url)?, &topology, taskiq_options(url, side)?).await?)
+    Ok(topology)
 }
 
 /// What a URL says of a bridge for TaskIQ.

@@ -73,6 +73,59 @@ fn what_waits_in_a_queue_is_dropped_when_that_is_meant() {
 }
 
 #[test]
+fn the_same_is_asked_and_told_over_rabbitmq() {
+    let ((_redis, store), house) = (broker(), House::empty());
+    let broker = windlass_servers::rabbitmq_url();
+    let (queue, node) = (format!("doors-{:016x}", fastrand::u64(..)), format!("w{:016x}@test", fastrand::u64(..)));
+    let celery = |args: &[&str]| {
+        let variables = [("CELERY_BROKER_URL", broker.as_str()), ("CELERY_RESULT_BACKEND", &store)];
+        house.run_with(&variables, &[&["celery"], args].concat())
+    };
+    for _ in 0..2 {
+        assert_eq!(celery(&["call", "shop.add", "-a", "[1, 2]", "--queue", &queue]).code, 0);
+    }
+    assert_eq!(celery(&["purge", "-f", "-Q", &queue]).out, format!("2 messages dropped from {queue}\n"));
+    let nowhere = celery(&["call", "noop", "--exchange", "nobody-has-declared-it", "--routing-key", "x"]);
+    assert_eq!(nowhere.code, 1, "{nowhere:?}");
+
+    let id = celery(&["call", "sleep", "-k", r#"{"duration": "1ms"}"#, "--queue", &queue]);
+    let bridge = format!("celery+{broker}?results={store}");
+    let mut worker = house.node(&["worker", "--name", &node, "--bridge", &bridge, "--store", &store, "-Q", &queue]);
+    worker.wait_for("worker_ready");
+    let result = celery(&["result", id.out.trim()]);
+    assert_eq!((result.code, result.out.trim()), (0, "null"), "{result:?}");
+    let ping = celery(&["inspect", "ping", "-d", &node, "-t", "30"]);
+    assert_eq!(ping.out, format!("->  {node}: OK\n        pong\n\n1 node online.\n"), "{ping:?}");
+    let bindings = celery(&["list", "bindings"]);
+    assert!(bindings.err.contains("rabbitmqctl"), "{bindings:?}");
+    assert_eq!(celery(&["control", "shutdown", "-d", &node, "-t", "0.1"]).code, 0);
+    assert_eq!(worker.end(), Some(0));
+}
+
+#[test]
+fn a_task_for_taskiq_is_sent_over_streams_and_rabbitmq() {
+    let ((_redis, store), house) = (broker(), House::empty());
+    let queue = format!("doors-{:016x}", fastrand::u64(..));
+    let amqp = windlass_servers::rabbitmq_url();
+    for url in [format!("{store}?kind=stream"), format!("taskiq+{amqp}?results={store}")] {
+        let variable: &[(&str, &str)] = &[("TASKIQ_BROKER_URL", &url)];
+        let sent = house.run_with(variable, &["taskiq", "task", "noop", "--queue", &queue]);
+        assert_eq!(sent.code, 0, "{sent:?}");
+        let bridge = if url.starts_with("taskiq+") { url.clone() } else { format!("taskiq+{url}") };
+        let worker = ready(&house, &["worker", "--bridge", &bridge, "--store", &store, "-Q", &queue]);
+        // It is in the store once it was taken.
+        let state = || house.run(&["task", "show", sent.out.trim(), "--store", &store, "--json"]);
+        while !state().out.contains("succeeded") {}
+        worker.signal("TERM");
+        assert_eq!(worker.end(), Some(0));
+    }
+    let silent = format!("{store}?kind=pubsub");
+    let unheard = house.run_with(&[("TASKIQ_BROKER_URL", &silent)], &["taskiq", "task", "noop"]);
+    assert_eq!(unheard.code, 1, "{unheard:?}");
+    assert!(unheard.err.contains("nobody listens"), "{unheard:?}");
+}
+
+#[test]
 #[cfg(unix)]
 fn a_link_called_celery_is_celery_and_its_children_too() {
     let ((_redis, broker), house) = (broker(), House::empty());
@@ -119,7 +172,6 @@ fn what_cannot_be_done_is_refused_with_the_next_step() {
         (&["celery", "-b", "redis://h", "worker", "--detach"], "--detach"),
         (&["celery", "-b", "redis://h", "worker", "--concurency", "3"], "--concurrency"),
         (&["celery", "-b", "redis://h", "worker", "-Q", "a", "-X", "a"], "no queue is left"),
-        (&["celery", "-b", "amqp://h", "inspect", "ping"], "over Redis only"),
         (&["celery", "-b", "redis://h", "inspect", "pnig"], "did you mean `ping`?"),
         (&["celery", "flower"], "pip install flower"),
         (&["celery", "wroker"], "did you mean `worker`?"),

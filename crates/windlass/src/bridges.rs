@@ -18,9 +18,25 @@
 //! # Ok(()) }
 //! ```
 //!
+//! The same URL leads the other way, to a client of the workers at its other end ([`celery::producer`], [`taskiq::producer`]):
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use windlass::{Args, Envelope, QueueName, TaskName, bridges};
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let url = "celery+amqp://localhost?results=redis://localhost/1".parse()?;
+//! let producer = bridges::celery_producer(&url, "orders@web-1").await?;
+//! let add = Envelope::new(TaskName::known("app.add"), QueueName::known("celery"), Args::parse("[2, 3]")?);
+//! let task_id = producer.enqueue(&add).await?;
+//! assert_eq!(producer.wait(&task_id, Duration::from_secs(5)).await?.result.as_str(), "5");
+//! # Ok(()) }
+//! ```
+//!
 //! [`OPTIONS`](url::OPTIONS) lists what the URL of a bridge may say.
 
-pub use windlass_bridges::{BridgeUrl, OpenError, Side, bare, celery, open, taskiq, url};
+pub use windlass_bridges::{
+    BridgeUrl, OpenError, Side, bare, celery, celery_producer, open, taskiq, taskiq_producer, url,
+};
 /// Redis with the messages of other programs in it: for whoever asks or tells those programs something.
 pub use windlass_redis::{Location as RedisLocation, foreign as redis};
 /// The formats of those programs as pure codecs.

@@ -9,9 +9,8 @@
 //! | [`environment`] | what the suite tells the programs |
 //! | [`tasks`] | the tasks that the suite calls |
 //! | [`worker`] | our worker in the place of one from Python |
-//! | [`celery`], [`taskiq`] | a client in Rust for workers from Python |
+//! | [`celery`], [`taskiq`] | the calls of a client in Rust for workers from Python, whose producers are those of `windlass-bridges` |
 
-mod amqp;
 pub mod celery;
 pub mod environment;
 pub mod taskiq;

@@ -13,6 +13,7 @@
 //! | `results.rs` | the keys where clients look |
 //! | `broker/` | what Celery's programs share over a broker besides task messages |
 //! | `events.rs`, `control/`, `revoked.rs` | monitors and operators |
+//! | [`producer`] | the other way: Rust enqueues for Python workers |
 //!
 //! Retries are ours: a task that fails waits in the store, under its id, and no second message is sent. What follows a task
 //! (`link`, `chain`, the body of a chord) is published to the broker, because a Python worker may be the one who runs it.
@@ -24,6 +25,7 @@ mod control;
 mod events;
 mod options;
 mod plan;
+pub mod producer;
 mod results;
 mod revoked;
 

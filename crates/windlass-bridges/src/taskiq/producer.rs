@@ -65,7 +65,7 @@ pub enum Kind {
         /// About how many entries are kept. Without a limit the stream grows for ever: workers do not delete entries.
         length_max: Option<u64>,
     },
-    /// A channel: `PubSubBroker`. Who does not listen now never hears of it.
+    /// A channel: `PubSubBroker`. Who does not listen now never hears of it; when nobody does, that is refused.
     Channel,
 }
 
@@ -82,6 +82,15 @@ impl RedisOutlet {
     /// Sends to queues of this kind; the server is asked when there is something to send.
     pub fn new(location: Location, kind: Kind) -> Self {
         Self { line: Line::to(location), kind, grouped: Mutex::default() }
+    }
+
+    async fn broadcast(&self, channel: &str, text: &str) -> Result<(), TransportError> {
+        let heard = self.line.ask(&words(&["PUBLISH", channel, text])).await.map_err(of_store)?;
+        if heard.number() == Some(0) {
+            let why = format!("nobody listens to the channel `{channel}`: the message is gone");
+            return Err(TransportError::Refused(why));
+        }
+        Ok(())
     }
 
     async fn make_group(&self, queue: &QueueName, group: &str) -> Result<(), TransportError> {
@@ -109,7 +118,7 @@ impl Outlet for RedisOutlet {
         let (queue_name, text) = (queue.as_str(), text.as_str());
         let command = match &self.kind {
             Kind::List => words(&["LPUSH", queue_name, text]),
-            Kind::Channel => words(&["PUBLISH", queue_name, text]),
+            Kind::Channel => return self.broadcast(queue_name, text).await,
             Kind::Stream { group, length_max } => {
                 self.make_group(queue, group).await?;
                 match length_max {

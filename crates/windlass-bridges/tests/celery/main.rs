@@ -4,5 +4,6 @@ extern crate windlass_core as windlass;
 
 mod control;
 mod deaths;
+mod producing;
 mod results;
 mod rig;

@@ -154,9 +154,13 @@ impl Rig {
     }
 
     pub(crate) async fn work_on(&self, transport: Arc<dyn Transport>) -> Working {
+        self.work_on_queue(transport, &QueueName::known("celery")).await
+    }
+
+    pub(crate) async fn work_on_queue(&self, transport: Arc<dyn Transport>, queue: &QueueName) -> Working {
         let bridge: Arc<dyn Backend> = Arc::new(Bridge::new(Arc::new(self.store.clone()), transport));
         let mut settings = Settings::new(NodeId::known(NODE));
-        settings.queues = vec![(QueueName::known("celery"), 1)];
+        settings.queues = vec![(queue.clone(), 1)];
         settings.cancel_grace = Duration::from_millis(100);
         let worker = Worker::new(bridge, app().build().await.expect("declared well"), settings);
         let shutdown = Shutdown::new();

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use windlass::bridges::BridgeUrl;
+use windlass::bridges::{BridgeUrl, OpenError, celery};
+use windlass_core::bridge::TransportError;
 
-use crate::exit::Problem;
+use crate::exit::{Exit, Problem};
 
 /// Where a door leads: the URL of a bridge, and which option or variable it comes from.
 #[derive(Clone, PartialEq, Eq)]
@@ -48,6 +49,26 @@ pub(super) fn encoded(value: &str) -> String {
         }
     }
     text
+}
+
+/// A broker that cannot be used.
+pub(super) fn not_opened(error: OpenError) -> Problem {
+    match error {
+        OpenError::Transport(error) | OpenError::Celery(celery::OpenError::Broker(error)) => not_done(error),
+        OpenError::Url(error) => Problem::usage(error, "see docs/bridges.md for what the URL of a bridge may say"),
+    }
+}
+
+/// Something that a broker has not done.
+pub(super) fn not_done(error: TransportError) -> Problem {
+    match error {
+        TransportError::Unreachable(_) => Problem::new(Exit::Unreachable, error, "check the address of the broker"),
+        TransportError::Refused(_) => Problem::new(
+            Exit::Failed,
+            error,
+            "correct the name of the queue or the rights of this user; docs/bridges.md says what each broker can do",
+        ),
+    }
 }
 
 /// The bridge of a wire to a broker that is named as kombu and the brokers of TaskIQ name it.

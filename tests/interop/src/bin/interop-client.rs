@@ -11,11 +11,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
-use windlass_amqp::Amqp;
-use windlass_core::{Clock as _, SystemClock};
+use windlass_bridges::carrier::{AmqpQueues, CeleryQueues, TaskiqProfile, TaskiqTopology, taskiq_topology};
+use windlass_bridges::celery::producer as celery_workers;
+use windlass_bridges::taskiq::ResultOptions;
+use windlass_bridges::taskiq::producer as taskiq_workers;
+use windlass_core::QueueName;
 use windlass_interop::environment::{BrokerUrl, Environment, Protocol, ResultUrl, TaskIqKind};
 use windlass_interop::{celery, taskiq};
-use windlass_redis::foreign::Line;
+use windlass_redis::Location;
+use windlass_wire::taskiq::Label;
 
 const USAGE: &str = "usage: interop-client [--protocol celery|taskiq] enqueue|await ID";
 /// How long `await` waits; the state is printed all the same.
@@ -71,28 +75,36 @@ async fn run(protocol: Protocol, order: Order) -> Result<Value> {
 }
 
 async fn run_celery(environment: &Environment, order: Order) -> Result<Value> {
-    let transport = match &environment.broker {
-        BrokerUrl::Redis(location) => celery::Transport::Redis(Arc::new(Line::to(location.clone()))),
-        BrokerUrl::Amqp(location) => celery::Transport::Amqp(open(location).await?),
+    let declared = match (environment.quorum, environment.max_priority) {
+        (true, _) => CeleryQueues::Quorum,
+        (false, max_priority) => CeleryQueues::Classic { max_priority },
     };
-    let settings = celery::Settings {
+    let settings = celery_workers::Settings {
         default_queue: environment.default_queue().clone(),
+        results: results(environment),
         key_prefix: environment.key_prefix.clone(),
-        queues: celery::Queues { max_priority: environment.max_priority, quorum: environment.quorum },
-        origin: format!("gen{}@windlass", std::process::id()),
+        declared,
+        ..celery_workers::Settings::default()
     };
-    let producer = celery::Producer::new(transport, results(environment), settings);
+    let producer = match &environment.broker {
+        BrokerUrl::Redis(location) => celery_workers::Producer::on_redis(location.clone(), settings),
+        BrokerUrl::Amqp(location) => celery_workers::Producer::on_amqp(location.clone(), settings).await?,
+    };
     let answer = match order {
         Order::Enqueue => {
             let call = celery::Call::parse(&read_call()?)?;
-            producer.send(&call.signature, SystemClock.now()).await?;
+            producer.send(&call.signature).await?;
             match call.children.as_slice() {
                 [] => json!({ "id": call.id }),
                 children => json!({ "id": call.id, "children": children }),
             }
         }
         Order::Await(id) => {
-            let document = producer.wait(&id, PATIENCE).await?;
+            let document = match producer.wait(&id, PATIENCE).await {
+                Ok(document) => Some(document),
+                Err(celery_workers::WaitError::Timeout { .. }) => producer.find(&id).await?,
+                Err(error) => return Err(error.into()),
+            };
             let error = document.as_ref().and_then(windlass_wire::celery::ResultDocument::exception);
             let error = error.map(|error| json!({ "type": error.exc_type, "message": message_of(error.exc_message) }));
             let state = document.as_ref().map_or("PENDING", |document| document.status.as_str());
@@ -106,30 +118,28 @@ async fn run_celery(environment: &Environment, order: Order) -> Result<Value> {
 }
 
 async fn run_taskiq(environment: &Environment, order: Order) -> Result<Value> {
-    let transport = match (&environment.broker, environment.taskiq_kind) {
-        (BrokerUrl::Amqp(location), _) => taskiq::Transport::Amqp(open(location).await?),
-        (BrokerUrl::Redis(location), kind) => {
-            let line = Arc::new(Line::to(location.clone()));
-            match kind {
-                TaskIqKind::List => taskiq::Transport::List(line),
-                TaskIqKind::Stream => taskiq::Transport::Stream(line),
-                TaskIqKind::PubSub => taskiq::Transport::PubSub(line),
-                TaskIqKind::AioPika => bail!("INTEROP_BROKER: aiopika needs an amqp:// URL"),
-            }
-        }
-    };
     let results = results(environment).context("TaskIQ has no rpc:// results")?;
-    let queue = environment.default_queue().as_str();
-    let producer = taskiq::Producer::open(transport, queue, results, environment.serializer).await?;
-    let answer = match order {
+    let results = ResultOptions { serializer: environment.serializer, ..ResultOptions::new(results) };
+    let producer = taskiq_workers::Producer::new(taskiq_outlet(environment).await?, Some(&results));
+    Ok(match order {
         Order::Enqueue => {
             let message = taskiq::read_call(&read_call()?)?;
-            producer.send(&message).await?;
+            // The brokers of taskiq-redis send to another queue when this label names one; that of RabbitMQ does not.
+            let named =
+                message.labels.0.get("queue_name").filter(|_| matches!(environment.broker, BrokerUrl::Redis(_)));
+            let queue = match named.map(Label::text) {
+                Some(name) => QueueName::new(&name)?,
+                None => environment.default_queue().clone(),
+            };
+            producer.send(&message, &queue).await?;
             json!({ "id": message.task_id })
         }
-        Order::Await(id) => match producer.wait(&id, PATIENCE).await? {
-            None => json!({ "state": "PENDING", "result": null, "error": null }),
-            Some(result) => {
+        Order::Await(id) => match producer.wait(&id, PATIENCE).await {
+            Err(windlass_bridges::taskiq::WaitError::Timeout { .. }) => {
+                json!({ "state": "PENDING", "result": null, "error": null })
+            }
+            Err(error) => return Err(error.into()),
+            Ok(result) => {
                 let state = if result.error.is_some() { "FAILURE" } else { "SUCCESS" };
                 let value: Value = result.return_value.to()?;
                 let error = result.error.map(|error| {
@@ -139,18 +149,31 @@ async fn run_taskiq(environment: &Environment, order: Order) -> Result<Value> {
                 json!({ "state": state, "result": value, "error": error })
             }
         },
+    })
+}
+
+async fn taskiq_outlet(environment: &Environment) -> Result<Arc<dyn taskiq_workers::Outlet>> {
+    let kind = match environment.taskiq_kind {
+        TaskIqKind::List => Some(taskiq_workers::Kind::List),
+        TaskIqKind::Stream => Some(taskiq_workers::Kind::Stream { group: "taskiq".to_owned(), length_max: None }),
+        TaskIqKind::PubSub => Some(taskiq_workers::Kind::Channel),
+        TaskIqKind::AioPika => None,
     };
-    producer.close().await;
-    Ok(answer)
+    Ok(match (&environment.broker, kind) {
+        (BrokerUrl::Redis(location), Some(kind)) => Arc::new(taskiq_workers::RedisOutlet::new(location.clone(), kind)),
+        (BrokerUrl::Redis(_), None) => bail!("INTEROP_BROKER: aiopika needs an amqp:// URL"),
+        (BrokerUrl::Amqp(location), _) => {
+            let queues = vec![environment.default_queue().clone()];
+            let topology = TaskiqTopology { queues, ..TaskiqTopology::of(TaskiqProfile::V0_6) };
+            let carrier = AmqpQueues::open(location.clone(), &taskiq_topology(&topology), &[]).await?;
+            Arc::new(taskiq_workers::AmqpOutlet::new(Arc::clone(carrier.amqp()), &topology))
+        }
+    })
 }
 
-async fn open(location: &windlass_amqp::Location) -> Result<Amqp> {
-    Amqp::open(location.clone(), windlass_amqp::Options::default()).await.context("cannot reach the broker")
-}
-
-fn results(environment: &Environment) -> Option<Arc<Line>> {
+fn results(environment: &Environment) -> Option<Location> {
     match &environment.result {
-        ResultUrl::Redis(location) => Some(Arc::new(Line::to(location.clone()))),
+        ResultUrl::Redis(location) => Some(location.clone()),
         ResultUrl::Rpc => None,
     }
 }

@@ -1,7 +1,5 @@
-//! The way to Celery's workers from Rust: calls as data, and a producer that publishes them and awaits their results.
+//! The calls of the suite as what Celery's workers are sent.
 
 mod call;
-mod producer;
 
 pub use call::{Call, InvalidCall};
-pub use producer::{ProduceError, Producer, Queues, Settings, Transport};

@@ -1,7 +1,5 @@
-//! The way to TaskIQ's workers from Rust: calls as data, and a producer that publishes them and awaits their results.
+//! The calls of the suite as what TaskIQ's workers are sent.
 
 mod call;
-mod producer;
 
 pub use call::read_call;
-pub use producer::{ProduceError, Producer, Transport};

@@ -106,7 +106,11 @@ pub(super) fn read(theirs: &[OsString], global: &mut Global, program: &Program) 
 
 /// Answers what was asked.
 pub(super) async fn answer(context: &Context, ask: Ask) -> Outcome {
-    let place = place::Place::of(&ask.bridge)?;
+    // Nobody is asked for that: it is said of a broker that is down, too.
+    if let What::Report = ask.what {
+        return send::report(context, &ask.bridge);
+    }
+    let place = place::Place::of(&ask.bridge).await?;
     match ask.what {
         What::Remote(remote) => remote::ask(&context.out, &place, remote).await,
         What::Call(args) => send::call(&context.out, &place, &args).await,

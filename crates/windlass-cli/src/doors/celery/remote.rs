@@ -1,22 +1,15 @@
 //! `celery inspect`, `control` and `status`: requests to every worker, and what they answer.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::{Map, Value};
-use tokio::time::Instant;
-use windlass::bridges::wire::celery::control::{Command, Destination, REPLY_EXCHANGE, Reply, ReplyTo, Request};
-use windlass::{Clock, SystemClock, TaskId};
+use windlass::bridges::wire::celery::control::{Command, Destination};
 
 use super::grammar::{Inspect, Status};
 use super::place::Place;
 use super::shown::{self, Form};
 use super::{Exit, Out, Outcome, Problem, Remote, words};
-
-/// More answers than a fleet has workers.
-const ANSWERS_MAX: usize = 10_000;
-/// A request that nobody waits for any more is not to be answered; the clocks of machines may differ by this.
-const SKEW: Duration = Duration::from_secs(5);
+use crate::doors::broker;
 
 /// Something that workers understand.
 #[derive(Debug)]
@@ -221,7 +214,13 @@ impl Status {
 /// Asks, and prints what is answered in time.
 pub(super) async fn ask(out: &Out, place: &Place, remote: Remote) -> Outcome {
     let silent = matches!(remote.command, Command::Shutdown | Command::Heartbeat);
-    let answers = gather(place, &remote).await?;
+    let destination = match remote.destination.as_slice() {
+        [] => Destination::All,
+        nodes => Destination::Nodes(nodes.to_vec()),
+    };
+    let asked = place.producer.ask(remote.command, destination, remote.patience).await;
+    place.producer.close().await;
+    let answers = asked.map_err(broker::not_done)?;
     if answers.is_empty() {
         if silent {
             out.say("it was said; nobody answers that");
@@ -230,51 +229,9 @@ pub(super) async fn ask(out: &Out, place: &Place, remote: Remote) -> Outcome {
         return Err(Problem::new(
             Exit::NobodyAnswered,
             format_args!("no worker answered within {}s", remote.patience.as_secs_f64()),
-            format_args!("start one on {}, or wait longer with `--timeout 5`", place.shown()),
+            format_args!("start one on {}, or wait longer with `--timeout 5`", place.shown),
         ));
     }
     out.line(shown::answers(&answers, remote.form).trim_end())?;
     Ok(Exit::Ok)
-}
-
-/// Asks, and gathers answers until all who were named have answered, or the time is over.
-async fn gather(place: &Place, remote: &Remote) -> Result<Map<String, Value>, Problem> {
-    let (client, ticket) = (TaskId::random().to_string(), TaskId::random().to_string());
-    let request = Request {
-        command: remote.command.clone(),
-        destination: match remote.destination.as_slice() {
-            [] => Destination::All,
-            nodes => Destination::Nodes(nodes.to_vec()),
-        },
-        ticket: Some(ticket.clone()),
-        reply_to: Some(ReplyTo { exchange: REPLY_EXCHANGE.to_owned(), routing_key: client.clone() }),
-        clock: 1,
-        expires: Some(SystemClock.now() + remote.patience + SKEW),
-    };
-    place.expect(&client).await?;
-    let until = Instant::now() + remote.patience;
-    let asked = place.broadcast(&request.frame(Some(&TaskId::random().to_string()))).await;
-    let mut answers = Map::new();
-    let mut outcome = asked;
-    while outcome.is_ok() && answers.len() < ANSWERS_MAX {
-        let left = until.saturating_duration_since(Instant::now());
-        let complete = !remote.destination.is_empty() && answers.len() >= remote.destination.len();
-        if left.is_zero() || complete {
-            break;
-        }
-        match place.next_answer(&client, left).await {
-            Ok(Some(frame)) => {
-                // Another client's answer, or none: it is not for us.
-                if let Ok(reply) = Reply::decode(&frame)
-                    && reply.ticket.as_deref() == Some(ticket.as_str())
-                {
-                    answers.extend(reply.answers);
-                }
-            }
-            Ok(None) => {}
-            Err(problem) => outcome = Err(problem),
-        }
-    }
-    place.expect_no_more(&client).await?;
-    outcome.map(|()| answers)
 }

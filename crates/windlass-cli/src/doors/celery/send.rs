@@ -4,48 +4,35 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use windlass::bridges::BridgeUrl;
-use windlass::bridges::wire::celery::{Message, Producer, ResultDocument, Sending, State, parse_time};
+use windlass::bridges::celery::producer::WaitError;
+use windlass::bridges::wire::celery::{State, parse_time};
 use windlass::{Args, Clock, Due, Envelope, Json, QueueName, SystemClock, TaskId, TaskName, Timestamp, redact};
 
 use super::grammar::{Call, Purge, TaskResult};
-use super::place::Place;
+use super::place::{self, Place};
 use super::{DEFAULT_QUEUE, words};
-use crate::commands::worker::host;
 use crate::context::{Agreed, Context, confirm};
+use crate::doors::broker;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::output::{Cell, Column, Listing, Out, Row, plural};
 
-/// Between two looks for a result.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Somebody waits without knowing for what.
 const SAY_AFTER: Duration = Duration::from_secs(2);
+/// Whoever waits decides how long: a year.
+const FOR_EVER: Duration = Duration::from_secs(365 * 86_400);
 
 const BINDINGS: &[Column] =
     &[Column::new("QUEUE").stretch(), Column::new("EXCHANGE").stretch(), Column::new("ROUTING KEY").stretch()];
 
 /// Sends a task and prints its id.
 pub(super) async fn call(out: &Out, place: &Place, args: &Call) -> Outcome {
-    let now = SystemClock.now();
-    let envelope = envelope(args, now)?;
-    let origin = format!("gen{}@{}", std::process::id(), host());
-    let producer = Producer { broker: place.kind(), now, origin: &origin, reply_to: None };
-    let mut message = Message::of(&envelope, &producer)
-        .map_err(|error| Problem::usage(error, "see `windlass celery call --help`"))?;
-    // As a producer of Celery's that names no priority.
-    message.request.priority = 0;
-    let tag = TaskId::random().to_string();
+    let envelope = envelope(args, SystemClock.now())?;
+    // Without an exchange the routing key is the queue, for kombu as well.
     let exchange = args.exchange.as_deref().unwrap_or_default();
     let routing_key = args.routing_key.as_deref().unwrap_or(envelope.queue.as_str());
-    // Without an exchange the routing key is the queue, for kombu as well.
-    let frame = message.frame(&Sending { exchange, routing_key, delivery_tag: Some(&tag), now });
-    if place.send(&frame).await? == 0 {
-        return Err(Problem::new(
-            Exit::NotFound,
-            format_args!("no queue is bound to the exchange `{exchange}` with the routing key `{routing_key}`"),
-            "see `windlass celery list bindings`, or name the queue with `--queue`",
-        ));
-    }
-    out.line(&envelope.id)?;
+    let id = place.producer.enqueue_to(&envelope, exchange, routing_key).await.map_err(place::not_sent)?;
+    place.producer.close().await;
+    out.line(&id)?;
     Ok(Exit::Ok)
 }
 
@@ -86,27 +73,15 @@ fn envelope(args: &Call, now: Timestamp) -> Result<Envelope, Problem> {
 /// Waits for a task to end, and prints what it has returned.
 pub(super) async fn result(out: &Out, place: &Place, args: &TaskResult) -> Outcome {
     let id = TaskId::new(&args.id).map_err(|error| Problem::usage(error, "name it as `celery call` has printed it"))?;
-    let began = tokio::time::Instant::now();
-    let mut said = false;
-    let document = loop {
-        if let Some(bytes) = place.result(&id).await? {
-            let document = ResultDocument::decode(&bytes).map_err(|error| {
-                Problem::new(
-                    Exit::Failed,
-                    format_args!("what is stored of `{id}` cannot be read: {error}"),
-                    "see who has written it",
-                )
-            })?;
-            if document.status.is_ready() {
-                break document;
-            }
-        }
-        if !said && began.elapsed() > SAY_AFTER {
+    let id = id.to_string();
+    let document = match place.producer.wait(&id, SAY_AFTER).await {
+        Err(WaitError::Timeout { .. }) => {
             out.say("the task has not ended, or nobody knows it; waiting (Ctrl-C ends this)");
-            said = true;
+            place.producer.wait(&id, FOR_EVER).await
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        waited => waited,
     };
+    let document = document.map_err(place::not_found)?;
     let traceback = document.traceback.clone().unwrap_or_default();
     match (&document.status, args.traceback) {
         (_, true) => out.line(traceback.trim_end())?,
@@ -139,7 +114,7 @@ pub(super) async fn purge(out: &Out, place: &Place, args: &Purge, own: &[String]
         return Err(Problem::usage("no queue is left to purge", "name one with `-Q`"));
     }
     let agreed = if args.force { Agreed::Already } else { Agreed::Ask };
-    confirm(&format!("Drop every message of {} at {}?", queues.join(", "), place.shown()), agreed)
+    confirm(&format!("Drop every message of {} at {}?", queues.join(", "), place.shown), agreed)
         .map_err(|problem| if args.force { problem } else { problem.next("add `--force` to do it") })?;
     let dropped = drop_all(place, &queues).await?;
     out.line(format_args!("{} dropped from {}", plural(dropped, "message"), queues.join(", ")))?;
@@ -150,12 +125,15 @@ pub(super) async fn purge(out: &Out, place: &Place, args: &Purge, own: &[String]
 pub(super) async fn drop_all(place: &Place, queues: &[String]) -> Result<u64, Problem> {
     let queues: Result<Vec<QueueName>, _> = queues.iter().map(QueueName::new).collect();
     let queues = queues.map_err(|error| Problem::usage(error, "name queues with commas between them"))?;
-    place.drop_waiting(&queues).await
+    let dropped = place.producer.purge(&queues).await.map_err(broker::not_done);
+    place.producer.close().await;
+    dropped
 }
 
 /// Lists which queue gets what.
 pub(super) async fn bindings(out: &Out, place: &Place) -> Outcome {
-    let rows = place.bindings().await?.into_iter().map(|one| Row {
+    let bindings = place.producer.bindings().await.map_err(broker::not_done)?;
+    let rows = bindings.into_iter().map(|one| Row {
         id: one.queue.clone(),
         json: serde_json::json!({"queue": one.queue, "exchange": one.exchange, "routing_key": one.routing_key}),
         cells: [&one.queue, &one.exchange, &one.routing_key]

@@ -169,11 +169,10 @@ fn refuse(detach: bool, daemon: &Daemon) -> Result<(), Problem> {
 /// Drops what is in the queues, before the worker takes anything.
 fn purge(found: &Found, queues: &[String], out: &Out) -> Result<(), Problem> {
     let bridge = found.bridge()?;
-    let place = place::Place::of(&bridge)?;
     let default = [DEFAULT_QUEUE.to_owned()];
     let queues = if queues.is_empty() { &default } else { queues };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let dropped = runtime.block_on(send::drop_all(&place, queues))?;
+    let dropped = runtime.block_on(async { send::drop_all(&place::Place::of(&bridge).await?, queues).await })?;
     out.say(format_args!("--purge: {} dropped", crate::output::plural(dropped, "message")));
     Ok(())
 }

@@ -1,68 +1,28 @@
 //! `taskiq task`: a message for whoever works on the queue.
 
-use windlass::bridges::redis::{Command, Line};
-use windlass::bridges::url::Over;
-use windlass::bridges::wire::taskiq::{Broker, Message, STREAM_FIELD};
-use windlass::bridges::{BridgeUrl, RedisLocation};
+use windlass::bridges::taskiq::producer::SendError;
+use windlass::bridges::{self, BridgeUrl};
 use windlass::{Args, Envelope, Json, QueueName, TaskName};
 
 use super::grammar::Send;
+use crate::doors::broker;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::output::Out;
 
 /// Where a message goes that names no queue.
 const DEFAULT_QUEUE: &str = "taskiq";
 
-/// How a broker of TaskIQ's keeps messages in Redis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    List,
-    Stream,
-    Channel,
-}
-
 /// Sends a task and prints its id.
 pub(super) async fn task(out: &Out, bridge: &BridgeUrl, task: &Send) -> Outcome {
-    let kind = kind(bridge)?;
-    let location: RedisLocation = bridge
-        .server()
-        .parse()
-        .map_err(|wrong| Problem::usage(wrong, "write redis://HOST:PORT/DB?kind=list or stream"))?;
     let envelope = envelope(task)?;
-    let message = Message::of(&envelope, Broker::Redis)
-        .map_err(|error| Problem::usage(error, "see `windlass taskiq task --help`"))?;
-    let heard = Line::to(location).ask(&publish(kind, envelope.queue.as_str(), &message.encode())).await?;
-    if kind == Kind::Channel && heard.number() == Some(0) {
-        out.warn("nobody listens to the channel: the message is gone");
-    }
-    out.line(&envelope.id)?;
+    let queues = std::slice::from_ref(&envelope.queue);
+    let producer = bridges::taskiq_producer(bridge, queues).await.map_err(broker::not_opened)?;
+    let sent = producer.enqueue(&envelope).await.map_err(|error| match error {
+        SendError::Transport { error, .. } => broker::not_done(error),
+        SendError::Unsendable(_) => Problem::usage(error, "see `windlass taskiq task --help`"),
+    });
+    out.line(&sent?)?;
     Ok(Exit::Ok)
-}
-
-fn kind(bridge: &BridgeUrl) -> Result<Kind, Problem> {
-    match (bridge.over, bridge.get("kind")) {
-        (Over::Redis, None | Some("list")) => Ok(Kind::List),
-        (Over::Redis, Some("stream")) => Ok(Kind::Stream),
-        (Over::Redis, Some("pubsub")) => Ok(Kind::Channel),
-        (Over::Redis, Some(other)) => Err(Problem::usage(
-            format_args!("there is no kind `{other}` of broker"),
-            "it is list (ListQueueBroker), stream (RedisStreamBroker) or pubsub (PubSubBroker)",
-        )),
-        (Over::Amqp, _) => Err(Problem::usage(
-            format_args!("tasks are sent over Redis only, not yet over {bridge}"),
-            "send it from Python: our workers run it",
-        )),
-    }
-}
-
-/// The command that a broker of this kind would use.
-fn publish(kind: Kind, queue: &str, message: &str) -> Command {
-    let words: &[&str] = match kind {
-        Kind::List => &["LPUSH", queue, message],
-        Kind::Stream => &["XADD", queue, "*", STREAM_FIELD, message],
-        Kind::Channel => &["PUBLISH", queue, message],
-    };
-    words.iter().map(|word| word.as_bytes().to_vec()).collect()
 }
 
 fn envelope(task: &Send) -> Result<Envelope, Problem> {
