@@ -528,7 +528,7 @@ impl Bridge {
             Err(error @ TransportError::Refused(_)) => error,
             said => return self.spoken(said),
         };
-        drop(self.heard(Err::<(), _>(error), "answer"));
+        let _ = self.heard(Err::<(), _>(error), "answer");
         let mut refused = Vec::new();
         for answer in answers {
             match self.within(limit, self.transport.answer(std::slice::from_ref(answer))).await {

@@ -137,37 +137,24 @@ impl Teller {
                 let event = Kind::Retried(failed(&request, &error, &traceback));
                 let document = ResultDocument::retry(&request, &error, Some(&traceback));
                 self.document(plan, &request, answer, document, over, Some(event));
-                Ok(())
             }
             Verdict::Dead { reason, failure } => {
                 let error = exception(Some(*reason), failure, &request, answer);
-                self.failure(plan, request, answer, &error, over, now)
+                self.failure(plan, request, answer, &error, over, now);
             }
             Verdict::Cancelled => {
                 let ran = answer.attempt > 0 && over == Over::AllButSuccess;
                 let why = if ran { Why::Terminated } else { Why::Revoked };
                 self.revoked(plan, request, answer, why, over, now);
-                Ok(())
             }
-            Verdict::Expired => {
-                self.revoked(plan, request, answer, Why::Expired, over, now);
-                Ok(())
-            }
+            Verdict::Expired => self.revoked(plan, request, answer, Why::Expired, over, now),
             // It runs again as it was: nothing has happened that its producer knows of.
-            Verdict::Again { failure: None, .. } | Verdict::Awaits { .. } | Verdict::Released | Verdict::Parked => {
-                Ok(())
-            }
+            Verdict::Again { failure: None, .. } | Verdict::Awaits { .. } | Verdict::Released | Verdict::Parked => {}
         }
+        Ok(())
     }
 
-    fn success(
-        &self,
-        plan: &mut Plan,
-        request: Request,
-        answer: &Answer,
-        result: &Json,
-        now: Timestamp,
-    ) -> Result<(), Malformed> {
+    fn success(&self, plan: &mut Plan, request: Request, answer: &Answer, result: &Json, now: Timestamp) {
         let follow = self.follow(&request, now, |publisher| follow::success(&request, result, publisher));
         let follow = plan.readable(&request, follow);
         let children = follow.children.clone();
@@ -180,7 +167,6 @@ impl Teller {
         };
         self.document(plan, &request, answer, document.clone(), Over::AllButSuccess, Some(event));
         part(plan, request, &document);
-        Ok(())
     }
 
     fn failure(
@@ -191,7 +177,7 @@ impl Teller {
         error: &Exception,
         over: Over,
         now: Timestamp,
-    ) -> Result<(), Malformed> {
+    ) {
         let follow = self.follow(&request, now, |publisher| follow::failure(&request, publisher));
         let mut follow = plan.readable(&request, follow);
         let stranded = std::mem::take(&mut follow.stranded);
@@ -202,7 +188,6 @@ impl Teller {
         strand(plan, &request, stranded, error, &traceback, now);
         self.publish(plan, &request, follow, now);
         part(plan, request, &document);
-        Ok(())
     }
 
     fn revoked(&self, plan: &mut Plan, request: Request, answer: &Answer, why: Why, over: Over, now: Timestamp) {
