@@ -60,6 +60,12 @@ pub(crate) fn start(global: &Global, config: &LogConfig, stream: Stream, labels:
     let lines = Lines { pretty, colors: colors(global.color, terminal), labels };
     // The level was checked with the configuration.
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // The library that speaks AMQP calls an error what is a question here: whether a queue is there. What matters our own
+    // lines say.
+    let filter = match "lapin=off".parse() {
+        Ok(silent) if global.verbose == 0 => filter.add_directive(silent),
+        _ => filter,
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).event_format(lines);
     // Only the first call counts: a test may run several commands in one process.
     let _ = match stream {

@@ -36,7 +36,7 @@ async fn main() -> ExitCode {
 
 /// Warnings, unless somebody wants to hear more.
 fn filter() -> tracing_subscriber::EnvFilter {
-    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into())
+    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,lapin=off".into())
 }
 
 async fn work(protocol: Protocol) -> anyhow::Result<()> {
