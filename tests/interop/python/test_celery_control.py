@@ -246,6 +246,7 @@ def test_a_queue_is_added_and_taken_away(controlled: Site):
 
 def test_the_pool_grows_and_shrinks(controlled: Site):
     assert controlled.control(controlled.shared, "pool_grow", n=1) == {"ok": "pool will grow"}
+    until(lambda: answer(controlled, "stats")["pool"]["max-concurrency"] == 3, "the pool to be larger")
     running = [controlled.send("sleep", 60) for _ in range(3)]
     until(lambda: len(answer(controlled, "active")) == 3, "three tasks to run in a pool of three")
     end(controlled, running)
