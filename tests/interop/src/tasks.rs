@@ -1,7 +1,7 @@
 //! The tasks of the suite as a Windlass application, under the names that both protocols call.
 //!
 //! Python's functions take arguments by position and by name and refuse what does not fit with a `TypeError`; `interop.echo`
-//! takes any. Both are the business of [`AsPython`], a middleware: the engine itself has one word for arguments that do not
+//! takes any. Both are the business of `AsPython`, a middleware: the engine itself has one word for arguments that do not
 //! fit, and no task with any number of them.
 
 use std::time::Duration;
@@ -45,7 +45,7 @@ struct Add {
     y: Json,
 }
 
-/// Answers its arguments; [`AsPython`] runs it.
+/// Answers its arguments; `AsPython` runs it.
 #[derive(Debug, Task, Serialize, Deserialize)]
 #[task(name = "interop.echo", output = Json, retries = 0)]
 struct Echo {}
