@@ -74,6 +74,9 @@ async fn revoke(desk: &Desk, store: &dyn Backend, ids: &[String], terminate: boo
             Some(record) if record.state == State::Running => running.push(record),
             Some(record) if record.state.is_final() => {}
             Some(record) => ended.push((id.clone(), record.envelope)),
+            // It may run in another fleet that shares the broker: who is told to kill it says nothing of it. Its clients would
+            // hear that, as channels of Redis are the same in all databases.
+            None if terminate => {}
             None => ended.extend(unknown(id).map(|envelope| (id.clone(), envelope))),
         }
     }
