@@ -12,6 +12,7 @@ use sqlx_core::query::query;
 use sqlx_core::row::Row as _;
 use sqlx_core::sql_str::AssertSqlSafe;
 use sqlx_postgres::PgConnection;
+use tokio::task::JoinHandle;
 use windlass_core::backend::Pushed;
 use windlass_core::flow::FailurePolicy;
 use windlass_core::limit::{Limit, LimitChange, Rule};
@@ -123,6 +124,7 @@ struct Running {
     client: Client,
     backend: Arc<dyn Backend>,
     shutdown: Shutdown,
+    working: JoinHandle<()>,
     schema: String,
 }
 
@@ -145,8 +147,9 @@ impl Running {
         let client = Client::new(Arc::clone(&backend));
         let shutdown = Shutdown::new();
         let worker = Worker::new(Arc::clone(&backend), registry, Settings::new(NodeId::known("bank-1")));
-        tokio::spawn(worker.run(shutdown.clone()));
-        Self { client, backend, shutdown, schema }
+        let until = shutdown.clone();
+        let working = tokio::spawn(async move { drop(worker.run(until).await) });
+        Self { client, backend, shutdown, working, schema }
     }
 
     async fn run(&self, first: First) -> Record {
@@ -162,6 +165,7 @@ impl Running {
     async fn end(self) {
         assert_eq!(self.backend.counts().await.expect("counts").total().live(), 0);
         self.shutdown.begin(ShutdownStep::Immediate);
+        self.working.await.expect("the worker ends in order");
         forget(&self.schema).await;
     }
 }

@@ -8,6 +8,9 @@ use sqlx_core::sql_str::AssertSqlSafe;
 use sqlx_postgres::{PgConnectOptions, PgConnection};
 use windlass_postgres::{Options, PostgresStore};
 
+/// `deadlock_detected` of PostgreSQL: the server has ended one of two statements that wait for each other.
+const DEADLOCK_DETECTED: &str = "40P01";
+
 fn server() -> String {
     std::env::var("WINDLASS_TEST_POSTGRES_URL").unwrap_or_else(|_| {
         panic!("WINDLASS_TEST_POSTGRES_URL is not set; run `cargo xtask servers -- cargo nextest run -p windlass-sqlx`")
@@ -27,8 +30,12 @@ pub(crate) async fn store() -> (PostgresStore, String) {
 }
 
 pub(crate) async fn forget(schema: &str) {
-    let sql = AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"));
-    query(sql).execute(&mut connection().await).await.expect("the schema is dropped");
+    let mut connection = connection().await;
+    // Statements that a closed store has sent are done to their end, and may be in the way.
+    while let Err(error) = query(AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"))).execute(&mut connection).await {
+        let code = error.as_database_error().and_then(|error| error.code());
+        assert_eq!(code.as_deref(), Some(DEADLOCK_DETECTED), "the schema is not dropped: {error}");
+    }
 }
 
 pub(crate) fn new_schema() -> String {
