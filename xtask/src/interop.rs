@@ -19,8 +19,9 @@ use crate::{machine, metadata};
 const SUITE: &str = "tests/interop/python";
 /// The pinned packages.
 const PACKAGES: &str = "tests/interop/python/requirements.txt";
-/// The worker of the suite and its client, when the package has them.
-const PROGRAMS: [(&str, &str); 2] = [("interop-worker", WORKER), ("interop-client", "INTEROP_CLIENT")];
+/// The worker of the suite and its client, and the program that we ship; each with the variable that names it.
+const PROGRAMS: [(&str, &str); 3] =
+    [("interop-worker", WORKER), ("interop-client", "INTEROP_CLIENT"), ("windlass", "INTEROP_WINDLASS")];
 const WORKER: &str = "INTEROP_WORKER";
 /// Which worker the suite talks to.
 const PEER: &str = "INTEROP_PEER";
@@ -154,7 +155,8 @@ pub(crate) fn programs_of(built: &Programs) -> Vec<(&'static str, PathBuf)> {
 
 fn build(root: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut command = process::cargo();
-    command.args(["build", "--package", "windlass-interop", "--bins", "--locked"]).current_dir(root);
+    command.args(["build", "--package", "windlass-interop", "--package", "windlass-cli", "--bins", "--locked"]);
+    command.current_dir(root);
     command.args(["--message-format", "json-render-diagnostics"]);
     let finished = process::run(command, RUN_LIMIT, Echo::Errors)?;
     if !finished.success() {

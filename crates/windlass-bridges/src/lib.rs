@@ -10,16 +10,19 @@
 //! | [`taskiq`] | TaskIQ's producers and schedulers | Redis lists, streams and channels, RabbitMQ |
 //!
 //! Whoever depends on this crate gets every driver that a bridge may need; applications use `windlass::connect`.
-
+//!
 //! [`open`](open()) takes a URL to a bridge; [`url`] says what it may hold. [`celery_producer`] and [`taskiq_producer`] take
-//! the same URL the other way: to a client of the workers at its other end.
+//! the same URL the other way: to a client of the workers at its other end. [`relay`] is a node that is such a client: it sends
+//! what schedules and others have put into queues of the store.
 
 pub mod bare;
 pub mod carrier;
 pub mod celery;
 mod open;
+mod relay;
 pub mod taskiq;
 pub mod url;
 
-pub use open::{OpenError, Side, celery_producer, open, taskiq_producer};
+pub use open::{OpenError, Side, celery_producer, open, taskiq_producer, taskiq_scheduler};
+pub use relay::{Outgoing, relay};
 pub use url::BridgeUrl;

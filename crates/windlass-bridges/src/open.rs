@@ -16,7 +16,7 @@ use crate::celery::{self, Celery, ResultPlace};
 use crate::taskiq;
 use crate::url::{BridgeUrl, InvalidUrl, Over, Wire};
 
-pub use producers::{celery_producer, taskiq_producer};
+pub use producers::{celery_producer, taskiq_producer, taskiq_scheduler};
 
 /// This side of a bridge: the node that works on it.
 #[derive(Debug, Clone)]
@@ -140,11 +140,7 @@ fn taskiq_options(url: &BridgeUrl, side: Side) -> Result<taskiq::Options, Invali
         None if url.over == Over::Amqp => None,
         None => Some(redis(url)?),
     };
-    let serializer = match url.get("serializer") {
-        None | Some("pickle") => Serializer::Pickle,
-        Some("json") => Serializer::Json,
-        Some(other) => return Err(InvalidUrl(format!("`serializer={other}`: write pickle or json"))),
-    };
+    let serializer = serializer(url)?;
     let keep = match url.duration("results-expire")? {
         None => taskiq::Keep::ForEver,
         Some(time) if time.is_zero() => taskiq::Keep::ForEver,
@@ -157,6 +153,14 @@ fn taskiq_options(url: &BridgeUrl, side: Side) -> Result<taskiq::Options, Invali
         ..taskiq::ResultOptions::new(location)
     });
     Ok(taskiq::Options { queues: side.queues, registered: side.tasks, results, ..taskiq::Options::default() })
+}
+
+fn serializer(url: &BridgeUrl) -> Result<Serializer, InvalidUrl> {
+    match url.get("serializer") {
+        None | Some("pickle") => Ok(Serializer::Pickle),
+        Some("json") => Ok(Serializer::Json),
+        Some(other) => Err(InvalidUrl(format!("`serializer={other}`: write pickle or json"))),
+    }
 }
 
 fn max_priority(url: &BridgeUrl) -> Result<Option<u8>, InvalidUrl> {

@@ -41,6 +41,7 @@ pub struct App<S = ()> {
     name: String,
     state: BoxFuture<'static, Result<S, BoxError>>,
     tasks: Vec<Declared<S>>,
+    fallback: Option<Declared<S>>,
     schedules: Vec<Result<Schedule, String>>,
     limits: Vec<Result<Limit, String>>,
     middleware: Vec<Arc<dyn Middleware>>,
@@ -102,6 +103,7 @@ impl App<()> {
             name: name.to_owned(),
             state: std::future::ready(Ok(())).boxed(),
             tasks: Vec::new(),
+            fallback: None,
             schedules: Vec::new(),
             limits: Vec::new(),
             middleware: Vec::new(),
@@ -134,10 +136,11 @@ impl App<()> {
         Fut: Future<Output = Result<S, E>> + Send,
         E: Into<BoxError>,
     {
-        assert!(self.tasks.is_empty(), "`App::state` comes before the tasks that use it");
+        let is_first = self.tasks.is_empty() && self.fallback.is_none();
+        assert!(is_first, "`App::state` comes before the tasks that use it");
         let state = async move { make().await.map_err(Into::into) }.boxed();
         let Self { name, schedules, limits, middleware, .. } = self;
-        App { name, state, tasks: Vec::new(), schedules, limits, middleware }
+        App { name, state, tasks: Vec::new(), fallback: None, schedules, limits, middleware }
     }
 }
 
@@ -187,6 +190,28 @@ impl<S: Send + Sync + 'static> App<S> {
             }
             .boxed()
         })
+    }
+
+    /// Registers what runs every task that has no handler of its own, whatever its name and its arguments: to hand it on, say,
+    /// to somebody who has one. It finds the task in [`Call::envelope`]; its options are those of `definition`. Without a
+    /// fallback such tasks are parked until a node declares their name.
+    #[must_use]
+    pub fn fallback<O, F, Fut>(mut self, definition: &'static Definition, handler: F) -> Self
+    where
+        O: serde::Serialize,
+        F: Fn(Cx<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, TaskError>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        let bind: Bind<S> = Box::new(move |state, _room| {
+            let state = Arc::clone(state);
+            Box::new(move |call| {
+                let (handler, cx) = (Arc::clone(&handler), Cx::new(call, Arc::clone(&state)));
+                async move { outcome_of(handler(cx).await) }.boxed()
+            })
+        });
+        self.fallback = Some(Declared { definition, check: |_| Ok(()), takes: Takes::One, bind });
+        self
     }
 
     /// Registers what runs one task on its own.
@@ -322,12 +347,10 @@ impl<S: Send + Sync + 'static> App<S> {
         }
         let state = Arc::new(self.state.await.map_err(BuildError::State)?);
         let room = Arc::new(Room::new());
-        let bound = self.tasks.into_iter().map(|task| {
-            let Declared { definition, takes, bind, .. } = task;
-            (definition.name.clone(), Entry { definition, takes, run: bind(&state, &room) })
-        });
-        let entries = bound.collect();
-        Ok(Registry { name: self.name, entries, schedules, limits, middleware: self.middleware.into(), room })
+        let bound = |Declared { definition, takes, bind, .. }| Entry { definition, takes, run: bind(&state, &room) };
+        let entries = self.tasks.into_iter().map(|task| (task.definition.name.clone(), bound(task))).collect();
+        let fallback = self.fallback.map(bound);
+        Ok(Registry { name: self.name, entries, fallback, schedules, limits, middleware: self.middleware.into(), room })
     }
 }
 
@@ -352,6 +375,7 @@ pub enum BuildError {
 pub struct Registry {
     name: String,
     entries: BTreeMap<TaskName, Entry>,
+    fallback: Option<Entry>,
     schedules: Vec<Schedule>,
     limits: Vec<Limit>,
     middleware: Arc<[Arc<dyn Middleware>]>,
@@ -364,12 +388,24 @@ impl Registry {
         &self.name
     }
 
-    /// The task of this name.
+    /// What runs tasks of this name.
     pub fn entry(&self, name: &TaskName) -> Option<&Entry> {
-        self.entries.get(name)
+        self.entries.get(name).or(self.fallback.as_ref())
     }
 
-    /// The names of all tasks, sorted.
+    /// This application as a node knows it that runs its tasks by the handlers of another one: what it declares, and what the
+    /// other one does.
+    #[must_use]
+    pub fn run_by(self, other: Self) -> Self {
+        Self { name: self.name, schedules: self.schedules, limits: self.limits, ..other }
+    }
+
+    /// Whether every task has a handler here.
+    pub fn runs_any(&self) -> bool {
+        self.fallback.is_some()
+    }
+
+    /// The names of all tasks that have handlers of their own, sorted.
     pub fn names(&self) -> Vec<TaskName> {
         self.entries.keys().cloned().collect()
     }

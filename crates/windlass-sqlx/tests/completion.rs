@@ -17,7 +17,7 @@ use windlass_core::backend::Pushed;
 use windlass_core::flow::FailurePolicy;
 use windlass_core::limit::{Limit, LimitChange, Rule};
 use windlass_core::view::{Filter, Page, Record};
-use windlass_core::worker::{Settings, Shutdown, ShutdownStep, Worker};
+use windlass_core::worker::{Ended, Settings, Shutdown, ShutdownStep, Worker};
 use windlass_core::workflow::{chain, group};
 use windlass_core::{App, Backend, Client, Cx, Json, NodeId, State, Task, TaskError};
 use windlass_sqlx::{CompleteInError, complete_in, push_in};
@@ -124,7 +124,7 @@ struct Running {
     client: Client,
     backend: Arc<dyn Backend>,
     shutdown: Shutdown,
-    working: JoinHandle<()>,
+    working: JoinHandle<Ended>,
     schema: String,
 }
 
@@ -147,8 +147,7 @@ impl Running {
         let client = Client::new(Arc::clone(&backend));
         let shutdown = Shutdown::new();
         let worker = Worker::new(Arc::clone(&backend), registry, Settings::new(NodeId::known("bank-1")));
-        let until = shutdown.clone();
-        let working = tokio::spawn(async move { drop(worker.run(until).await) });
+        let working = tokio::spawn(worker.run(shutdown.clone()));
         Self { client, backend, shutdown, working, schema }
     }
 

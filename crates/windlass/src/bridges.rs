@@ -35,7 +35,8 @@
 //! [`OPTIONS`](url::OPTIONS) lists what the URL of a bridge may say.
 
 pub use windlass_bridges::{
-    BridgeUrl, OpenError, Side, bare, celery, celery_producer, open, taskiq, taskiq_producer, url,
+    BridgeUrl, OpenError, Outgoing, Side, bare, celery, celery_producer, open, relay, taskiq, taskiq_producer,
+    taskiq_scheduler, url,
 };
 /// Redis with the messages of other programs in it: for whoever asks or tells those programs something.
 pub use windlass_redis::{Location as RedisLocation, foreign as redis};

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use windlass_core::{NodeId, QueueName};
 
-use super::{OpenError, Side, amqp, celery_options, no_kind, redis, taskiq_options, taskiq_topology_of};
+use super::{OpenError, Side, amqp, celery_options, no_kind, redis, serializer, taskiq_options, taskiq_topology_of};
 use crate::carrier::{AmqpQueues, taskiq_topology};
 use crate::celery::ResultPlace;
 use crate::celery::producer::{Producer as CeleryProducer, Settings};
 use crate::taskiq::producer::{AmqpOutlet, Kind, Outlet, Producer as TaskiqProducer, RedisOutlet};
+use crate::taskiq::schedules::{PastTimes, Scheduler, SchedulerOptions, Source};
 use crate::url::{BridgeUrl, InvalidUrl, Over, Wire};
 
 /// A client of Celery's workers. `origin` says who sends, for display: `gen<pid>@<host>`.
@@ -52,15 +53,35 @@ pub async fn taskiq_producer(url: &BridgeUrl, queues: &[QueueName]) -> Result<Ta
         return Err(InvalidUrl("it leads to others than TaskIQ's workers".to_owned()).into());
     }
     let results = taskiq_options(url, nobody(queues))?.results;
-    let outlet: Arc<dyn Outlet> = match url.over {
+    Ok(TaskiqProducer::new(outlet(url, queues).await?, results.as_ref()))
+}
+
+/// What fires the schedules that TaskIQ's producers keep in Redis; `None` when the URL says nothing of them.
+///
+/// # Errors
+/// [`OpenError`]: a RabbitMQ that cannot be used now. Redis is waited for.
+pub async fn taskiq_scheduler(url: &BridgeUrl) -> Result<Option<Scheduler>, OpenError> {
+    let location = match (url.get("schedules"), url.over) {
+        (None | Some("none"), _) => return Ok(None),
+        (Some("broker"), Over::Redis) => redis(url)?,
+        (Some(server), _) => server.parse().map_err(|error| InvalidUrl(format!("`schedules`: {error}")))?,
+    };
+    let prefix = url.get("schedules-prefix").unwrap_or("schedule");
+    let source = Source::new(location, prefix, serializer(url)?, PastTimes::Fire);
+    let options = SchedulerOptions::default();
+    let outlet = outlet(url, std::slice::from_ref(&options.queue)).await?;
+    Ok(Some(Scheduler::new(source, outlet, options)))
+}
+
+async fn outlet(url: &BridgeUrl, queues: &[QueueName]) -> Result<Arc<dyn Outlet>, OpenError> {
+    Ok(match url.over {
         Over::Redis => Arc::new(RedisOutlet::new(redis(url)?, kind(url)?)),
         Over::Amqp => {
             let topology = taskiq_topology_of(url, queues)?;
             let carrier = AmqpQueues::open(amqp(url)?, &taskiq_topology(&topology), &[]).await?;
             Arc::new(AmqpOutlet::new(Arc::clone(carrier.amqp()), &topology))
         }
-    };
-    Ok(TaskiqProducer::new(outlet, results.as_ref()))
+    })
 }
 
 fn kind(url: &BridgeUrl) -> Result<Kind, InvalidUrl> {

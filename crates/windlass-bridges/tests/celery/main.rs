@@ -5,5 +5,6 @@ extern crate windlass_core as windlass;
 mod control;
 mod deaths;
 mod producing;
+mod relaying;
 mod results;
 mod rig;

@@ -61,9 +61,9 @@ pub(crate) async fn run(global: &Global, args: Args, program: Program) -> Outcom
         watched.extend(settings::file(global).map(PathBuf::from));
         tokio::spawn(stop_on_change(watched, shutdown.clone()))
     });
-    let mut settings = settings_of(&context.loaded.config.worker, node, Role::All);
+    let mut settings = settings_of(&context.loaded.config, node, Role::All);
     add_own_queues(&mut settings.queues, context.program.definitions().map(|definition| &definition.options.queue));
-    run_node(context, backend, settings, shutdown, None).await?;
+    run_node(context, Role::All, backend, settings, shutdown, None).await?;
     match reload {
         // It has ended by itself only when it saw a change.
         Some(watching) if watching.is_finished() => start_again(&program_file),

@@ -1,6 +1,7 @@
 //! `windlass worker`, `scheduler` and `all`: the roles of a node.
 
 mod flags;
+mod relay;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use windlass::bridges::url::Wire;
 use windlass::bridges::{self, BridgeUrl, OpenError, Side};
-use windlass::config::{Loaded, WorkerConfig};
+use windlass::config::{Config, Loaded, WorkerConfig};
 use windlass::worker::{Schedules, Settings, Shutdown, Why, Worker};
 use windlass::{Backend, NodeId, QueueName, Registry, event};
 
@@ -89,8 +90,8 @@ async fn start(context: Context, role: Role, flags: &NodeFlags) -> Outcome {
         parent::end_with_stdin(shutdown.clone());
     }
     let stops = signals.heed(Arc::clone(&backend), node.clone(), shutdown.clone());
-    let settings = settings_of(&context.loaded.config.worker, node, role);
-    run_node(context, backend, settings, shutdown, None).await?;
+    let settings = settings_of(&context.loaded.config, node, role);
+    run_node(context, role, backend, settings, shutdown, None).await?;
     Ok(stops.exit())
 }
 
@@ -106,8 +107,8 @@ async fn start_child(mut context: Context, role: Role, place: Place) -> Outcome 
     let stops = signals.heed(Arc::clone(&backend), place.node.clone(), shutdown.clone());
     let config = &mut context.loaded.config.worker;
     config.listen = config.listen.map(|first| place.listen(first));
-    let settings = settings_of(config, place.node, role);
-    match run_node(context, backend, settings, shutdown, Some(Isolated { tether, drivers })).await? {
+    let settings = settings_of(&context.loaded.config, place.node, role);
+    match run_node(context, role, backend, settings, shutdown, Some(Isolated { tether, drivers })).await? {
         Why::Told => Ok(stops.exit()),
         Why::Stuck => Ok(Exit::Stuck),
         Why::OutOfMemory => Ok(Exit::OutOfMemory),
@@ -161,22 +162,28 @@ pub(crate) fn start_logs(context: &Context, node: &NodeId) {
 /// Runs a node whose signals somebody else hears.
 pub(crate) async fn run_node(
     context: Context,
+    role: Role,
     backend: Arc<dyn Backend>,
     settings: Settings,
     shutdown: Shutdown,
     isolated: Option<Isolated>,
 ) -> Result<Why, Problem> {
     let Context { loaded, program, .. } = context;
-    let registry = program.build().await?;
     let bridge = settings::bridge(&loaded)?;
+    let mut registry = program.build().await?;
+    let mut sources = None;
+    if role == Role::Scheduler {
+        registry = relay::relaying(registry, bridge.as_ref(), &settings).await?;
+        sources = relay::fire_theirs(bridge.as_ref()).await?;
+    }
     say_hello(&loaded, bridge.as_ref(), &backend, &settings, &registry).await?;
     let backend = match bridge {
-        Some(url) if settings.slots > 0 => {
+        Some(url) if role != Role::Scheduler => {
             let drivers = isolated.as_ref().map_or_else(Handle::current, |isolated| isolated.drivers.clone());
             let side = side_of(&settings, &registry);
             drivers.spawn(bridged(url, side, backend)).await.map_err(thread_has_ended)??
         }
-        // A scheduler takes nothing from anywhere.
+        // A scheduler takes nothing from the other side.
         Some(_) | None => backend,
     };
     let probes = match loaded.config.worker.listen {
@@ -195,6 +202,7 @@ pub(crate) async fn run_node(
     let ended = worker.start(shutdown).await.map_err(|error| {
         Problem::new(Exit::Failed, format_args!("the engine's thread cannot be started: {error}"), "see `ulimit -u`")
     })?;
+    drop(sources);
     if ended.left_behind > 0 {
         return Err(Problem::new(
             Exit::Failed,
@@ -216,16 +224,18 @@ fn side_of(settings: &Settings, registry: &Registry) -> Side {
 
 /// The store with what other programs send in front of it.
 async fn bridged(url: BridgeUrl, side: Side, store: Arc<dyn Backend>) -> Result<Arc<dyn Backend>, Problem> {
-    bridges::open(&url, side, store).await.map_err(|error| {
-        if matches!(error, OpenError::Url(_)) {
-            return Problem::usage(error, "see docs/bridges.md for what the URL of a bridge may say");
-        }
-        Problem::new(
-            Exit::Unreachable,
-            format_args!("the bridge {url} cannot be opened: {error}"),
-            "start the server, or correct the URL: `windlass config show bridge --origin` says where it comes from",
-        )
-    })
+    bridges::open(&url, side, store).await.map_err(|error| not_open(&url, &error))
+}
+
+fn not_open(url: &BridgeUrl, error: &OpenError) -> Problem {
+    if matches!(error, OpenError::Url(_)) {
+        return Problem::usage(error, "see docs/bridges.md for what the URL of a bridge may say");
+    }
+    Problem::new(
+        Exit::Unreachable,
+        format_args!("the bridge {url} cannot be opened: {error}"),
+        "start the server, or correct the URL: `windlass config show bridge --origin` says where it comes from",
+    )
 }
 
 /// Says once what an operator wants to know of a node that starts.
@@ -259,7 +269,7 @@ async fn say_hello(
             "this worker has handlers of tasks whose queue it does not work on: name it with `--queues`"
         );
     }
-    if tasks.is_empty() && settings.slots > 0 {
+    if tasks.is_empty() && settings.slots > 0 && !registry.runs_any() {
         tracing::warn!(event = "no_tasks", "this program declares no task: everything it claims will be parked");
     }
     Ok(())
@@ -269,7 +279,7 @@ async fn say_hello(
 /// That may be meant, when other workers do; to a newcomer it is a task that never starts.
 fn unserved(settings: &Settings, registry: &Registry) -> BTreeMap<QueueName, Vec<String>> {
     let mut unserved: BTreeMap<QueueName, Vec<String>> = BTreeMap::new();
-    if settings.slots == 0 {
+    if settings.slots == 0 || registry.runs_any() {
         return unserved;
     }
     for entry in registry.names().iter().filter_map(|name| registry.entry(name)) {
@@ -283,14 +293,21 @@ fn unserved(settings: &Settings, registry: &Registry) -> BTreeMap<QueueName, Vec
 }
 
 /// The engine's settings for a role.
-pub(crate) fn settings_of(config: &WorkerConfig, node: NodeId, role: Role) -> Settings {
+pub(crate) fn settings_of(config: &Config, node: NodeId, role: Role) -> Settings {
+    let Config { worker: config, relay, .. } = config;
     let fires = match role {
         Role::Worker => config.schedules,
         Role::Scheduler | Role::All => true,
     };
+    let (queues, slots) = match role {
+        // It runs nothing; what it sends waits for a broker, as tasks wait for a handler.
+        Role::Scheduler if relay.is_empty() => (config.queues.clone(), 0),
+        Role::Scheduler => (relay.clone(), config.slots),
+        Role::Worker | Role::All => (config.queues.clone(), config.slots),
+    };
     Settings {
-        queues: weighted(&config.queues, |queue| config.weights.get(queue).copied()),
-        slots: if role == Role::Scheduler { 0 } else { config.slots },
+        queues: weighted(&queues, |queue| config.weights.get(queue).copied()),
+        slots,
         lease: config.lease,
         grace: config.grace,
         cancel_grace: config.cancel_grace,
@@ -344,7 +361,7 @@ mod tests {
 
     fn weights(queues: &str) -> Vec<u32> {
         let sources = windlass::config::Sources::new().flag("worker.queues", "--queues", queues);
-        let config = sources.load().unwrap().config.worker;
+        let config = sources.load().unwrap().config;
         settings_of(&config, NodeId::known("w"), Role::Worker).queues.into_iter().map(|(_, weight)| weight).collect()
     }
 
@@ -358,10 +375,19 @@ mod tests {
 
     #[test]
     fn a_scheduler_has_no_slots_and_fires() {
-        let config = windlass::config::Config::default().worker;
+        let config = Config::default();
         let settings = settings_of(&config, NodeId::known("s"), Role::Scheduler);
         assert_eq!((settings.slots, settings.schedules), (0, Schedules::Fire));
         assert_eq!(settings_of(&config, NodeId::known("w"), Role::Worker).schedules, Schedules::Leave);
+    }
+
+    #[test]
+    fn a_scheduler_that_relays_has_slots_for_the_queues_of_its_relay() {
+        let config = Config { relay: vec![QueueName::known("reports")], ..Config::default() };
+        let settings = settings_of(&config, NodeId::known("s"), Role::Scheduler);
+        assert_eq!((settings.slots, settings.schedules), (config.worker.slots, Schedules::Fire));
+        assert_eq!(settings.queues, [(QueueName::known("reports"), WEIGHT_FIRST)]);
+        assert_eq!(settings_of(&config, NodeId::known("w"), Role::Worker).queues[0].0, QueueName::default());
     }
 
     #[tokio::test]

@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::args::Global;
 use crate::exit::{Exit, Problem};
 use crate::output::Out;
-use crate::settings::Override;
+use crate::settings::{self, Override};
 
 /// An option that is known and does nothing here: how it is written, and what is so instead.
 pub(super) type Idle = (&'static str, &'static str);
@@ -67,6 +68,16 @@ pub(super) fn duration(length: Duration) -> String {
 pub(super) fn names(text: Option<&str>) -> Vec<String> {
     let parts = text.unwrap_or_default().split(',').map(str::trim);
     parts.filter(|part| !part.is_empty()).map(ToOwned::to_owned).collect()
+}
+
+/// The queues whose tasks a scheduler sends to the broker: those of the option or of the configuration, or this one.
+pub(super) fn relay(queues: Option<&str>, default: &str, global: &Global) -> Result<Option<Override>, Problem> {
+    let said = names(queues);
+    if !said.is_empty() {
+        return Ok(Some(set("relay", "--queues", said.join(","))));
+    }
+    let is_set = settings::load(&settings::sources(global, []))?.is_set("relay");
+    Ok((!is_set).then(|| set("relay", "the default queue", default)))
 }
 
 /// Where the command works, as `--workdir` says.

@@ -42,6 +42,11 @@ pub static KEYS: &[Key<Config>] = &[
     )
     .url(),
     key(
+        "relay",
+        "The queues whose tasks a scheduler sends to the workers at the other end of the bridge; none when it is not set.",
+        Kind::List { shape: "names of queues", set: set_relay },
+    ),
+    key(
         "worker.queues",
         "The queues to work on; earlier ones are emptied first, or by weight when any has one (`email=3,default`).",
         Kind::List { shape: "names of queues, each with `=WEIGHT` (1 to 100) if you like", set: set_queues },
@@ -284,6 +289,12 @@ fn cores() -> usize {
 }
 
 /// Names with or without a weight; a queue without one counts as 1 when another has one.
+fn set_relay(config: &mut Config, items: &[String]) -> Result<(), String> {
+    let queues: Result<Vec<QueueName>, _> = items.iter().map(QueueName::new).collect();
+    config.relay = queues.map_err(|invalid| invalid.to_string())?;
+    Ok(())
+}
+
 fn set_queues(config: &mut Config, items: &[String]) -> Result<(), String> {
     let mut queues: Vec<QueueName> = Vec::with_capacity(items.len());
     let mut weights = BTreeMap::new();

@@ -69,6 +69,8 @@ pub struct Config {
     pub store: String,
     /// The URL of the bridge that messages of other programs come over. May hold passwords: show it by [`redact::url`].
     pub bridge: Option<String>,
+    /// The queues whose tasks a scheduler sends to the other end of the bridge.
+    pub relay: Vec<QueueName>,
     /// How this process works on tasks.
     pub worker: WorkerConfig,
     /// How this process talks to the store.
@@ -183,6 +185,7 @@ impl Config {
         Self {
             store: String::new(),
             bridge: None,
+            relay: Vec::new(),
             worker: WorkerConfig {
                 queues: Vec::new(),
                 weights: BTreeMap::new(),
@@ -231,6 +234,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("store", &redact::url(&self.store))
             .field("bridge", &self.bridge.as_deref().map(redact::url))
+            .field("relay", &self.relay)
             .field("worker", &self.worker)
             .field("client", &self.client)
             .field("retention", &self.retention)

@@ -35,6 +35,7 @@ pub(super) fn setting(loaded: &Loaded, key: &str) -> (Option<String>, String) {
 fn example(key: &Key<Config>) -> &'static str {
     match key.info().name {
         "store" | "bridge" => "postgres://user:hunter2@db/app",
+        "relay" => "reports,mail",
         "worker.queues" => "email=3,default",
         "worker.node" => "web-1",
         "worker.listen" => "127.0.0.1:9100",

@@ -32,8 +32,9 @@ pub(crate) async fn store() -> (PostgresStore, String) {
 pub(crate) async fn forget(schema: &str) {
     let mut connection = connection().await;
     // Statements that a closed store has sent are done to their end, and may be in the way.
-    while let Err(error) = query(AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"))).execute(&mut connection).await {
-        let code = error.as_database_error().and_then(|error| error.code());
+    while let Err(error) = query(AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"))).execute(&mut connection).await
+    {
+        let code = error.as_database_error().and_then(sqlx_core::error::DatabaseError::code);
         assert_eq!(code.as_deref(), Some(DEADLOCK_DETECTED), "the schema is not dropped: {error}");
     }
 }

@@ -1,6 +1,10 @@
 //! Whatever arrives or happens in a handler: a clear reason, nothing lost, the worker goes on.
 
+use std::sync::LazyLock;
+
 use windlass::prelude::*;
+use windlass::retry::RetryPolicy;
+use windlass::task::{Definition, Fields, Options};
 use windlass::{Args, DeadReason, Envelope, Json, QueueName, State, TaskId, TaskName};
 
 use crate::rig::{Rig, What, act, app};
@@ -58,6 +62,31 @@ async fn a_task_of_an_unknown_name_waits_for_a_node_that_knows_it() {
     let _newer = rig.worker_of("w2", app().task(later), |_| {}).await;
     let record = rig.until(&id, State::Succeeded).await;
     assert_eq!(record.attempt, 1, "the attempt that nobody could make does not count");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fallback_runs_what_has_no_handler_of_its_own_with_any_arguments() {
+    static DEFINITION: LazyLock<Definition> = LazyLock::new(|| Definition {
+        name: TaskName::known("anything"),
+        doc: String::new(),
+        fields: Fields::Any,
+        options: Options { retry: RetryPolicy { attempts_max: 2, ..RetryPolicy::default() }, ..Options::default() },
+        output: serde_json::Value::Null,
+    });
+    async fn anything(cx: Cx) -> Result<String, TaskError> {
+        if cx.attempt == 1 {
+            return Err(TaskError::failed("once more"));
+        }
+        Ok(format!("{} {:?}", cx.envelope.name, cx.envelope.args.positional().map(Json::as_str)))
+    }
+
+    let rig = Rig::new().await;
+    let _worker = rig.worker_of("w1", app().fallback(&DEFINITION, anything), |_| {}).await;
+    goes_on(&rig).await;
+    let id = enqueue_raw(&rig, "elsewhere.add", "[1,2]").await;
+    let record = rig.until(&id, State::Succeeded).await;
+    assert_eq!(record.attempt, 2, "the options are those of the definition");
+    assert_eq!(record.result.unwrap().as_str(), r#""elsewhere.add Some(\"[1,2]\")""#);
 }
 
 #[tokio::test(start_paused = true)]

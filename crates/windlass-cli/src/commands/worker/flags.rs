@@ -61,15 +61,25 @@ impl Args {
 }
 
 /// Fire schedules and keep house, without running tasks
+///
+/// With a bridge it can also send tasks to the workers at its other end, in Python say: all that wait in the queues of --relay,
+/// whether a schedule or `windlass enqueue` has put them there.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
   windlass scheduler
   windlass scheduler --name s1@%h
-  windlass scheduler --store sqlite:/var/lib/app/tasks.db")]
+  windlass scheduler --store sqlite:/var/lib/app/tasks.db
+  windlass scheduler --bridge celery+redis://127.0.0.1:6379/0 --relay reports    for Celery's workers of that queue")]
 pub(crate) struct SchedulerArgs {
     #[command(flatten)]
     pub(super) node: NodeFlags,
+    /// Where the workers are that tasks are sent to; see docs/bridges.md [config: bridge]
+    #[arg(long, value_name = "URL", help_heading = "Connection")]
+    bridge: Option<String>,
+    /// Send what waits in these queues over the bridge [config: relay]
+    #[arg(long, value_name = "QUEUES")]
+    relay: Option<String>,
     /// What another command line says, translated.
     #[arg(skip)]
     translated: Vec<Override>,
@@ -78,11 +88,14 @@ pub(crate) struct SchedulerArgs {
 impl SchedulerArgs {
     /// The arguments that another command line stands for.
     pub(crate) fn translated(overrides: Vec<Override>) -> Self {
-        Self { node: NodeFlags::default(), translated: overrides }
+        Self { node: NodeFlags::default(), bridge: None, relay: None, translated: overrides }
     }
 
     pub(super) fn overrides(&self) -> Vec<Override> {
-        [self.translated.clone(), self.node.overrides()].concat()
+        let mut overrides = [self.translated.clone(), self.node.overrides()].concat();
+        overrides.extend(Override::of("bridge", "--bridge", self.bridge.as_ref()));
+        overrides.extend(Override::of("relay", "--relay", self.relay.as_ref()));
+        overrides
     }
 }
 

@@ -56,6 +56,7 @@ fn every_option_of_celery_is_read() {
         "worker --beat --schedule schedule.db -f %n.log --pidfile %n.pid --uid app --gid app --umask 022 --executable python3",
         "beat --detach -s schedule.db -S shop.Scheduler --max-interval 5 -n b@%h -l DEBUG -f b.log --pidfile b.pid",
         "beat --schedule s --scheduler x --enable-remote-control --hostname b --loglevel CRITICAL --logfile b --uid 1 --gid 1",
+        "beat -Q reports,mail",
         "beat --no-enable-remote-control --umask 0 --executable python3",
         "inspect -t 2.5 -d w1@h,w2@h -j active",
         "inspect --timeout 2 --destination w1@h --json registered rate_limit",

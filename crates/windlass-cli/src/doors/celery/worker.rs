@@ -45,21 +45,19 @@ pub(super) fn worker(args: &Worker, top: &Top, global: &Global, out: &Out) -> Re
     Ok(Way::Command(Box::new(Command::Worker(Args::translated(overrides, child)))))
 }
 
-/// A node that fires schedules into the store.
+/// A node that fires schedules and sends their messages to the broker.
 pub(super) fn beat(args: &Beat, top: &Top, global: &Global, out: &Out) -> Result<Way, Problem> {
     refuse(args.detach, &args.daemon)?;
     let found = found(top, global)?;
     warn_of_rest(out, &found);
     words::warn_of(out, &args.idle());
-    out.warn(
-        "schedules fire into the store, for the workers of this program; workers of Celery's take nothing from it, so keep \
-         Celery's own beat for what they are to run",
-    );
     write_pid(&args.daemon)?;
     let name = node_name(args.hostname.as_deref(), "celerybeat", &host());
     log_to(&args.daemon, &name)?;
     let mut overrides =
         vec![words::set("bridge", found.from, &found.url), words::set("worker.node", "--hostname", &name)];
+    let default = found.bridge()?.get("default-queue").unwrap_or(DEFAULT_QUEUE).to_owned();
+    overrides.extend(words::relay(args.queues.as_deref(), &default, global)?);
     overrides.extend(args.loglevel.as_ref().map(|level| words::set("log.level", "--loglevel", level)));
     Ok(Way::Command(Box::new(Command::Scheduler(SchedulerArgs::translated(overrides)))))
 }

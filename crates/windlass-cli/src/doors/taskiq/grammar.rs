@@ -194,6 +194,9 @@ pub(super) struct Scheduler {
     pub(super) scheduler: String,
     #[command(flatten)]
     pub(super) python: Python,
+    /// The queues of the store whose tasks are sent to the broker; an option of ours [config: relay, default: taskiq]
+    #[arg(short = 'Q', long, value_name = "QUEUES")]
+    pub(super) queues: Option<String>,
     /// Nothing: a slot that was missed fires by the policy of its schedule
     #[arg(long)]
     skip_first_run: bool,

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches};
 use windlass::bridges::BridgeUrl;
+use windlass::bridges::url::Over;
 
 use super::broker::{self, Found};
 use super::{Refused, TaskIqArgs, Way, words};
@@ -26,6 +27,9 @@ use grammar::{Door, Verb, Worker};
 
 /// The variable that names the broker.
 const BROKER: &str = "TASKIQ_BROKER_URL";
+
+/// The queue of TaskIQ's producers.
+const DEFAULT_QUEUE: &str = "taskiq";
 
 /// A task that is to be sent.
 #[derive(Debug, Clone)]
@@ -54,14 +58,15 @@ pub(super) fn read(theirs: &[OsString], global: &mut Global, program: &Program) 
         }
         Verb::Scheduler(args) => {
             words::go_to(args.python.app_dir.as_deref())?;
-            let found = found(global)?;
+            let mut found = found(global)?;
+            let bridge = found.bridge()?;
+            if bridge.over == Over::Redis && bridge.get("schedules").is_none() {
+                found.say("schedules", "broker");
+            }
             words::warn_of_module(&out, "the scheduler", Some(&args.scheduler), program.name());
             words::warn_of(&out, &args.idle());
-            out.warn(
-                "schedules fire into the store, for the workers of this program; workers of TaskIQ's take nothing from it, so \
-                 keep TaskIQ's own scheduler for what they are to run",
-            );
             let mut overrides = vec![words::set("bridge", found.from, &found.url)];
+            overrides.extend(words::relay(args.queues.as_deref(), DEFAULT_QUEUE, global)?);
             overrides.extend(args.python.log_level.as_ref().map(|level| words::set("log.level", "--log-level", level)));
             Command::Scheduler(SchedulerArgs::translated(overrides))
         }

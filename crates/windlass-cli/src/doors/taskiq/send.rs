@@ -4,13 +4,11 @@ use windlass::bridges::taskiq::producer::SendError;
 use windlass::bridges::{self, BridgeUrl};
 use windlass::{Args, Envelope, Json, QueueName, TaskName};
 
+use super::DEFAULT_QUEUE;
 use super::grammar::Send;
 use crate::doors::broker;
 use crate::exit::{Exit, Outcome, Problem};
 use crate::output::Out;
-
-/// Where a message goes that names no queue.
-const DEFAULT_QUEUE: &str = "taskiq";
 
 /// Sends a task and prints its id.
 pub(super) async fn task(out: &Out, bridge: &BridgeUrl, task: &Send) -> Outcome {

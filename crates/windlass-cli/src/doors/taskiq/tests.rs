@@ -32,6 +32,7 @@ fn every_option_of_taskiq_is_read() {
         "worker b:b --max-fails -1 --ack-type when_received --max-tasks-per-child 100 --wait-tasks-timeout 30",
         "worker b:b --hardkill-count 3 --use-process-pool --max-process-pool-processes 2",
         "scheduler shop.scheduler:scheduler shop.tasks -fsd -tp x -d src --log-level INFO --no-configure-logging",
+        "scheduler s:s -Q reports,mail",
         "scheduler s:s --skip-first-run --update-interval 5 --loop-interval 1 --send-timeout 3",
         "task shop.tasks:add --args [2,3] --kwargs {} --label tenant=acme --queue q",
     ] {

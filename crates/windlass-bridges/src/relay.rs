@@ -1,0 +1,80 @@
+//! A relay: what waits in queues of the store is sent to the workers at the other end of a bridge, as Celery's beat sends what
+//! it fires.
+//!
+//! It is an application whose only handler sends the task that it is given. So all that holds for tasks holds for what
+//! is sent: it is claimed by one node, waits while the broker is away, becomes a dead letter when nobody can take it, and is
+//! seen where tasks are seen. Its result is the id of the message, which is that of the task.
+//!
+//! A message is sent at least once: what a node had sent and not yet recorded when it died is sent again, with the same id.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use windlass_core::envelope::Due;
+use windlass_core::retry::{ATTEMPTS_MAX, RetryPolicy};
+use windlass_core::task::{Definition, Fields, Options};
+use windlass_core::{App, Backoff, Cx, Envelope, QueueName, TaskError, TaskName};
+
+use crate::celery::producer::SendError as ToCelery;
+use crate::taskiq::producer::SendError as ToTaskiq;
+use crate::url::{BridgeUrl, InvalidUrl, Wire};
+use crate::{OpenError, celery, celery_producer, taskiq, taskiq_producer};
+
+/// A broker that is away is asked again every half minute, for days.
+static SENDING: LazyLock<Definition> = LazyLock::new(|| Definition {
+    name: TaskName::known("relay"),
+    doc: "Sends a task to the other end of the bridge.".to_owned(),
+    fields: Fields::Any,
+    options: Options {
+        retry: RetryPolicy {
+            attempts_max: ATTEMPTS_MAX,
+            backoff: Backoff::formula("1s * 2^n up to 30s"),
+            ..RetryPolicy::default()
+        },
+        hard_limit: Duration::from_secs(60),
+        ..Options::default()
+    },
+    output: serde_json::json!({ "type": "string" }),
+});
+
+/// Who sends.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// To Celery's workers.
+    Celery(celery::producer::Producer),
+    /// To TaskIQ's.
+    TaskIq(taskiq::producer::Producer),
+}
+
+/// The application of a node that sends what waits in `queues` to the other end of `url`. `origin` says who sends, for display.
+///
+/// # Errors
+/// [`OpenError`]: nobody at the other end takes messages of ours, or a RabbitMQ cannot be used now.
+pub async fn relay(url: &BridgeUrl, queues: &[QueueName], origin: &str) -> Result<App<Outgoing>, OpenError> {
+    let outgoing = match url.wire {
+        Wire::Celery => Outgoing::Celery(celery_producer(url, origin).await?),
+        Wire::TaskIq => Outgoing::TaskIq(taskiq_producer(url, queues).await?),
+        Wire::Bare => return Err(InvalidUrl("nobody's workers are known at its other end".to_owned()).into()),
+    };
+    Ok(App::new("relay").with_state(outgoing).fallback(&SENDING, send))
+}
+
+async fn send(cx: Cx<Outgoing>) -> Result<String, TaskError> {
+    if cx.envelope.flow.is_some() {
+        return Err(TaskError::fatal(
+            "a task that others follow is not relayed: they would follow when it is sent, and not when it has ended",
+        ));
+    }
+    // It has waited for its time here.
+    let envelope = Envelope { due: Due::Now, ..Envelope::clone(&cx.envelope) };
+    match cx.state() {
+        Outgoing::Celery(producer) => producer.enqueue(&envelope).await.map_err(|error| match error {
+            ToCelery::Transport(error) => TaskError::failed(error).class("unreachable"),
+            error => TaskError::fatal(error),
+        }),
+        Outgoing::TaskIq(producer) => producer.enqueue(&envelope).await.map_err(|error| match error {
+            ToTaskiq::Transport { error, .. } => TaskError::failed(error).class("unreachable"),
+            error @ ToTaskiq::Unsendable(_) => TaskError::fatal(error),
+        }),
+    }
+}
