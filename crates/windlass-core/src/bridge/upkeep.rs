@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Bridge, TransportError, UNCONFIRMED};
+use super::letting_go::UNCONFIRMED;
+use super::{Bridge, TransportError};
 use crate::adoption::Adoption;
 use crate::backend::{BATCH_MAX, StoreError};
 use crate::{DeliveryId, NodeId};
