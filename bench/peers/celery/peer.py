@@ -1,12 +1,13 @@
 """Celery: BENCH_URL=redis://... python peer.py TASKS PROCESSES
 
-Prefork, one child for each process; results are ignored, which is what makes it fastest. It has no bulk enqueue: tasks
-are sent one by one over one connection.
+Prefork, one child for each process. Results are ignored, which is what makes it fastest, unless BENCH_RESULTS names a Redis
+for them. The broker may be RabbitMQ. It has no bulk enqueue: tasks are sent one by one over one connection.
 """
 
 import json
 import os
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,22 +17,66 @@ from celery import Celery
 sys.path.append(str(Path(__file__).parent.parent))
 import drained
 
+URL = os.environ["BENCH_URL"]
+RESULTS = os.environ.get("BENCH_RESULTS")
 QUEUE = os.environ.get("BENCH_QUEUE") or f"windlass-bench-peer-{os.getpid()}"
+OVER_REDIS = URL.startswith("redis")
+# RabbitMQ does not tell at once how many are delivered and not acknowledged: each task leaves a byte in this file.
+MARKS = os.environ.get("BENCH_MARKS")
+marks = os.open(MARKS, os.O_WRONLY | os.O_APPEND) if MARKS else None
 
-app = Celery("peer", broker=os.environ["BENCH_URL"])
+app = Celery("peer", broker=URL, backend=RESULTS)
+# Keys of its own, so that nothing of a service in the same database is touched.
+own_keys = {"global_keyprefix": f"{QUEUE}:"}
 app.conf.update(
     task_default_queue=QUEUE,
-    task_ignore_result=True,
+    task_ignore_result=not RESULTS,
+    result_expires=120,
+    result_backend_transport_options=own_keys,
     worker_prefetch_multiplier=100,
     broker_connection_retry_on_startup=True,
-    # Keys of its own, so that nothing of a service in the same database is touched.
-    broker_transport_options={"global_keyprefix": f"{QUEUE}:"},
+    broker_transport_options=own_keys if OVER_REDIS else {},
 )
 
 
 @app.task(name="noop")
 def noop():
-    pass
+    if marks is not None:
+        os.write(marks, b".")
+
+
+def drain(left, tasks, processes, **environment):
+    command = [sys.executable, "-m", "celery", "-A", "peer", "worker", "--pool", "prefork"]
+    command += ["--concurrency", str(processes), "--loglevel", "ERROR"]
+    command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    environment = {**os.environ, "BENCH_QUEUE": QUEUE, **environment}
+    return drained.drain(command, tasks, left, cwd=Path(__file__).parent, env=environment)
+
+
+def drain_redis(connection, tasks, processes):
+    # The transport's client adds the prefix to some commands only; raw keys are the same for all.
+    raw = connection.default_channel.client.execute_command
+    left = lambda: raw("LLEN", QUEUE) + raw("HLEN", "unacked")
+    assert left() == tasks, "every task is in the queue"
+    return drain(left, tasks, processes)
+
+
+def drain_rabbitmq(connection, tasks, processes):
+    channel = connection.default_channel
+    try:
+        assert channel.queue_declare(QUEUE, passive=True).message_count == tasks, "every task is in the queue"
+        with tempfile.NamedTemporaryFile() as file:
+            return drain(lambda: tasks - os.path.getsize(file.name), tasks, processes, BENCH_MARKS=file.name)
+    finally:
+        channel.queue_delete(QUEUE)
+
+
+def forget(url):
+    import redis
+
+    plain = redis.Redis.from_url(url)
+    for key in plain.scan_iter(f"{QUEUE}*"):
+        plain.delete(key)
 
 
 def main(tasks, processes):
@@ -40,21 +85,9 @@ def main(tasks, processes):
         noop.delay()
     enqueue = tasks / (time.monotonic() - began)
     with app.connection_for_read() as connection:
-        client = connection.default_channel.client
-        # The transport's client adds the prefix to some commands only; raw keys are the same for all.
-        raw = client.execute_command
-        left = lambda: raw("LLEN", QUEUE) + raw("HLEN", "unacked")
-        assert left() == tasks, "every task is in the queue"
-        command = [sys.executable, "-m", "celery", "-A", "peer", "worker", "--pool", "prefork"]
-        command += ["--concurrency", str(processes), "--loglevel", "ERROR"]
-        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        environment = {**os.environ, "BENCH_QUEUE": QUEUE}
-        drain, cpu = drained.drain(command, tasks, left, cwd=Path(__file__).parent, env=environment)
-        import redis
-
-        plain = redis.Redis.from_url(os.environ["BENCH_URL"])
-        for key in plain.scan_iter(f"{QUEUE}*"):
-            plain.delete(key)
+        drain, cpu = (drain_redis if OVER_REDIS else drain_rabbitmq)(connection, tasks, processes)
+    for url in {URL if OVER_REDIS else None, RESULTS} - {None}:
+        forget(url)
     answer = {"peer": "celery", "version": version("celery"), "enqueue_tasks_per_s": enqueue}
     print(json.dumps({**answer, "drain_tasks_per_s": drain, "cpu_s": cpu}))
 

@@ -1,7 +1,7 @@
 """TaskIQ: BENCH_URL=redis://... python peer.py TASKS PROCESSES
 
-The stream broker, which acknowledges; results are not stored. 100 tasks at once in each worker process. It has no bulk
-enqueue: tasks are sent one by one.
+The stream broker, which acknowledges; results are not stored, unless BENCH_RESULTS names a Redis for them. 100 tasks at once
+in each worker process. It has no bulk enqueue: tasks are sent one by one.
 """
 
 import asyncio
@@ -13,15 +13,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import redis
-from taskiq_redis import RedisStreamBroker
+from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 sys.path.append(str(Path(__file__).parent.parent))
 import drained
 
 URL = os.environ["BENCH_URL"]
+RESULTS = os.environ.get("BENCH_RESULTS")
 QUEUE = os.environ.get("BENCH_QUEUE") or f"windlass-bench-peer-{os.getpid()}"
 
 broker = RedisStreamBroker(url=URL, queue_name=QUEUE, consumer_group_name=f"{QUEUE}-group")
+if RESULTS:
+    results = RedisAsyncResultBackend(RESULTS, result_ex_time=120, prefix_str=QUEUE)
+    broker = broker.with_result_backend(results)
 
 
 @broker.task(task_name="noop")

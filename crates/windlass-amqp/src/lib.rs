@@ -212,6 +212,15 @@ impl Amqp {
         topology::purge(&session, queue).await
     }
 
+    /// Deletes a queue and what waits in it; does nothing when it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::purge`].
+    pub async fn delete(&self, queue: &str) -> Result<(), AmqpError> {
+        let session = self.link().session(PATIENCE).await?;
+        topology::delete(&session, queue).await
+    }
+
     /// Listens to a queue of our own, which is declared for it: for control messages and events. It needs no acknowledgement
     /// and goes on through reconnections.
     ///

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lapin::options::{
-    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueuePurgeOptions,
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    QueuePurgeOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, Error, ExchangeKind};
@@ -228,6 +229,20 @@ pub(crate) async fn purge(session: &Session, queue: &str) -> Result<u64, AmqpErr
     match session.answered(purged).await? {
         Ok(count) => Ok(u64::from(count)),
         Err(error) if error::is_not_found(&error) => Ok(0),
+        Err(error) => Err(session.error(&error)),
+    }
+}
+
+/// Deletes a queue, whoever uses it.
+///
+/// # Errors
+/// What the broker refused, unless it was that there is no such queue.
+pub(crate) async fn delete(session: &Session, queue: &str) -> Result<(), AmqpError> {
+    let channel = session.channel().await?;
+    let deleted = channel.queue_delete(short("a queue", queue)?, QueueDeleteOptions::default());
+    match session.answered(deleted).await? {
+        Ok(_) => Ok(()),
+        Err(error) if error::is_not_found(&error) => Ok(()),
         Err(error) => Err(session.error(&error)),
     }
 }

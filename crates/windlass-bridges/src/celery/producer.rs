@@ -296,6 +296,22 @@ impl Producer {
         }
     }
 
+    /// Deletes a queue and what waits in it, whoever uses it; does nothing when it is not there.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub async fn delete(&self, queue: &QueueName) -> Result<(), TransportError> {
+        match &self.over {
+            Over::Redis { line, .. } => {
+                let keys = kombu::lists(queue.as_str()).into_iter().chain([kombu::bindings(queue.as_str())]);
+                let keys = keys.map(|key| self.key(&key).into_bytes());
+                let command: Vec<Vec<u8>> = std::iter::once(b"DEL".to_vec()).chain(keys).collect();
+                line.ask(&command).await.map(drop).map_err(of_store)
+            }
+            Over::Amqp(amqp) => amqp.delete(queue.as_str()).await.map_err(of_amqp),
+        }
+    }
+
     /// Ends its connections in order.
     pub async fn close(&self) {
         match &self.over {

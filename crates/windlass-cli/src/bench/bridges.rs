@@ -1,21 +1,21 @@
 //! `bench bridges`: how fast foreign messages are worked off, against the same store's own tasks and against the workers of
 //! those who sent them.
 //!
-//! Messages are the bytes that Celery's and TaskIQ's clients push, and lie in the server before the worker starts. Every task
-//! does nothing and has its result stored where its client looks. The runs alternate, so that whatever else the machine does
-//! hits all of them.
+//! Messages are those of Celery's and TaskIQ's clients, and lie in the server before the worker starts. Every task does nothing
+//! and has its result stored where its client looks, by the workers of those products too. The runs alternate, so that
+//! whatever else the machine does hits all of them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::json;
 use windlass::bridges::redis::{Command, Line};
-use windlass::bridges::wire::{celery, kombu, taskiq};
-use windlass::bridges::{self, Side};
+use windlass::bridges::{self, BridgeUrl, Outgoing, Side};
 use windlass::envelope::PUSH_MAX;
 use windlass::worker::SLOTS_MAX;
-use windlass::{Backend, Client, Json, NodeId, QueueName, TaskId};
+use windlass::{Args as TaskArgs, Backend, Client, Envelope, NodeId, QueueName, TaskId, TaskName};
 
 use super::bed::{self, Place, Watch, Working};
 use super::peer::Peer;
@@ -23,13 +23,10 @@ use super::stats::{Runs, thousands};
 use super::{Bench, Goal, Repeat, Report, server};
 use crate::exit::{Exit, Problem};
 
-/// Messages of one trip.
-const TRIP: usize = 500;
+/// Messages that are on their way at once.
+const SENDING: usize = 500;
 /// Results are looked at by nobody; they go by themselves.
 const RESULTS_EXPIRE: Duration = Duration::from_secs(120);
-/// The drain, as a multiple of what the workers of those products do.
-const CELERY_TIMES_MIN: f64 = 30.0;
-const TASKIQ_TIMES_MIN: f64 = 15.0;
 
 /// How fast messages of Celery, TaskIQ and of nobody's framework are worked off
 ///
@@ -39,6 +36,7 @@ const TASKIQ_TIMES_MIN: f64 = 15.0;
 #[command(after_help = "\
 EXAMPLES
   windlass bench bridges --store redis://127.0.0.1/0
+  windlass bench bridges --store redis://127.0.0.1/0 --rabbitmq amqp://guest:guest@127.0.0.1/%2f
   windlass bench bridges --store redis://127.0.0.1/0 --peer celery --peer taskiq --runs 5")]
 pub(crate) struct Args {
     /// Messages of each kind
@@ -47,6 +45,9 @@ pub(crate) struct Args {
     /// Tasks that run at once; the most that are taken in one step
     #[arg(long, value_name = "COUNT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=SLOTS_MAX as i64))]
     slots: u32,
+    /// A RabbitMQ server: messages of Celery and TaskIQ over it are measured as well, into the same store
+    #[arg(long, value_name = "URL")]
+    rabbitmq: Option<String>,
     /// A product to compare with: celery, taskiq; repeat it for both
     #[arg(long, value_name = "NAME")]
     peer: Vec<Peer>,
@@ -67,10 +68,13 @@ enum Kind {
     TaskIqList,
     TaskIqStream,
     Bare,
+    CeleryOverRabbitMq,
+    TaskIqOverRabbitMq,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Celery, Self::TaskIqList, Self::TaskIqStream, Self::Bare];
+    const OVER_REDIS: [Self; 4] = [Self::Celery, Self::TaskIqList, Self::TaskIqStream, Self::Bare];
+    const OVER_RABBITMQ: [Self; 2] = [Self::CeleryOverRabbitMq, Self::TaskIqOverRabbitMq];
 
     fn name(self) -> &'static str {
         match self {
@@ -78,102 +82,187 @@ impl Kind {
             Self::TaskIqList => "taskiq_list",
             Self::TaskIqStream => "taskiq_stream",
             Self::Bare => "bare_json",
+            Self::CeleryOverRabbitMq => "celery_rabbitmq",
+            Self::TaskIqOverRabbitMq => "taskiq_rabbitmq",
         }
     }
 
-    /// The URL of its bridge over this server.
-    fn url(self, server: &str) -> String {
-        let expire = RESULTS_EXPIRE.as_secs();
+    /// The product whose worker is measured on the same messages.
+    fn worker(self) -> Option<Peer> {
         match self {
-            Self::Celery => format!("celery+{server}?results-expire={expire}"),
-            Self::TaskIqList => format!("taskiq+{server}?kind=list&results-expire={expire}"),
-            Self::TaskIqStream => format!("taskiq+{server}?kind=stream&results-expire={expire}"),
-            Self::Bare => format!("list+{server}"),
+            Self::Celery | Self::CeleryOverRabbitMq => Some(Peer::Celery),
+            Self::TaskIqStream => Some(Peer::Taskiq),
+            Self::TaskIqList | Self::Bare | Self::TaskIqOverRabbitMq => None,
         }
     }
 
-    /// The command that a client sends a task with.
-    fn command(self, queue: &QueueName) -> Command {
-        let id = TaskId::random().to_string();
-        let message = match self {
-            Self::Celery => {
-                let args = (Json::trusted("[]"), Json::trusted(r#"{"payload": ""}"#));
-                let request = celery::Request::new("bench.noop", id.clone());
-                let message = celery::Message { args: args.0, kwargs: args.1, request }.with_reprs();
-                let (exchange, routing_key, now) = ("", queue.as_str(), bed::now());
-                let sending = celery::Sending { exchange, routing_key, delivery_tag: Some(&id), now };
-                kombu::encode(&message.frame(&sending))
-            }
-            Self::TaskIqList | Self::TaskIqStream => taskiq::Message {
-                task_id: id,
-                task_name: "bench.noop".to_owned(),
-                labels: taskiq::Labels::default(),
-                args: Json::trusted("[]"),
-                kwargs: Json::trusted(r#"{"payload": ""}"#),
-            }
-            .encode(),
-            Self::Bare => json!({"task": "bench.noop", "args": {"payload": ""}, "id": id}).to_string(),
+    /// How many times as fast as that worker we mean to be.
+    fn goal(self, times: f64) -> Option<Goal> {
+        let (what, least) = match self {
+            Self::Celery => ("celery, of Celery's own worker", 30.0),
+            Self::CeleryOverRabbitMq => ("celery_rabbitmq, of Celery's own worker", 15.0),
+            Self::TaskIqStream => ("taskiq_stream, of TaskIQ's own worker", 15.0),
+            Self::TaskIqList | Self::Bare | Self::TaskIqOverRabbitMq => return None,
         };
-        match self {
-            Self::TaskIqStream => words(["XADD", queue.as_str(), "*", taskiq::STREAM_FIELD, &message]),
-            Self::Celery | Self::TaskIqList | Self::Bare => words(["LPUSH", queue.as_str(), &message]),
+        Some(Goal::at_least(what, times, least, "x"))
+    }
+}
+
+/// The servers that messages and results are in.
+struct Servers {
+    redis: String,
+    rabbitmq: Option<String>,
+    line: Line,
+}
+
+impl Servers {
+    fn kinds(&self) -> Vec<Kind> {
+        let over_rabbitmq = self.rabbitmq.iter().flat_map(|_| Kind::OVER_RABBITMQ);
+        Kind::OVER_REDIS.into_iter().chain(over_rabbitmq).collect()
+    }
+
+    /// Where messages of a kind are.
+    fn broker(&self, kind: Kind) -> &str {
+        match (&self.rabbitmq, kind) {
+            (Some(rabbitmq), Kind::CeleryOverRabbitMq | Kind::TaskIqOverRabbitMq) => rabbitmq,
+            _ => &self.redis,
         }
     }
+
+    fn bridge(&self, kind: Kind) -> Result<BridgeUrl, Problem> {
+        let (server, expire) = (self.broker(kind), RESULTS_EXPIRE.as_secs());
+        let mark = if server.contains('?') { '&' } else { '?' };
+        let results = format!("results={}&results-expire={expire}", self.redis);
+        let url = match kind {
+            Kind::Celery | Kind::CeleryOverRabbitMq => format!("celery+{server}{mark}{results}"),
+            Kind::TaskIqList => format!("taskiq+{server}{mark}kind=list&{results}"),
+            Kind::TaskIqStream => format!("taskiq+{server}{mark}kind=stream&{results}"),
+            Kind::TaskIqOverRabbitMq => format!("taskiq+{server}{mark}{results}"),
+            Kind::Bare => format!("list+{server}"),
+        };
+        url.parse().map_err(|error| Problem::usage(error, "see `windlass bench bridges --help`"))
+    }
+
+    /// Sends messages as a client of that product does, over its own connection.
+    async fn send(&self, kind: Kind, queue: &QueueName, count: u32) -> Result<(), Problem> {
+        if kind == Kind::Bare {
+            return self.push_objects(queue, count).await;
+        }
+        let url = self.bridge(kind)?;
+        let sender = match kind {
+            Kind::Celery | Kind::CeleryOverRabbitMq => {
+                Outgoing::Celery(bridges::celery_producer(&url, "bench@localhost").await.map_err(failed)?)
+            }
+            _ => Outgoing::TaskIq(bridges::taskiq_producer(&url, std::slice::from_ref(queue)).await.map_err(failed)?),
+        };
+        let one = async |_: u32| -> Result<(), Problem> {
+            let args = TaskArgs::parse(r#"{"payload": ""}"#).map_err(failed)?;
+            let task = Envelope::new(TaskName::known("bench.noop"), queue.clone(), args);
+            match &sender {
+                Outgoing::Celery(producer) => producer.enqueue(&task).await.map(drop).map_err(failed),
+                Outgoing::TaskIq(producer) => producer.enqueue(&task).await.map(drop).map_err(failed),
+            }
+        };
+        stream::iter(0..count).map(one).buffer_unordered(SENDING).try_for_each(async |()| Ok(())).await
+    }
+
+    async fn push_objects(&self, queue: &QueueName, count: u32) -> Result<(), Problem> {
+        let object = || json!({"task": "bench.noop", "args": {"payload": ""}, "id": TaskId::random()}).to_string();
+        let mut left = count as usize;
+        while left > 0 {
+            let trip = left.min(SENDING);
+            let commands: Vec<Command> = (0..trip).map(|_| words(["LPUSH", queue.as_str(), &object()])).collect();
+            self.line.ask_all(&commands).await?;
+            left -= trip;
+        }
+        Ok(())
+    }
+
+    /// Forgets a queue.
+    async fn delete(&self, kind: Kind, queue: &QueueName) -> Result<(), Problem> {
+        self.line.ask(&words(["DEL", queue.as_str()])).await?;
+        if Kind::OVER_RABBITMQ.contains(&kind) {
+            let url = self.bridge(Kind::CeleryOverRabbitMq)?;
+            let producer = bridges::celery_producer(&url, "bench@localhost").await.map_err(failed)?;
+            producer.delete(queue).await.map_err(failed)?;
+            producer.close().await;
+        }
+        Ok(())
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Problem {
+    Problem::new(Exit::Failed, error, "see whether the server answers")
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Command {
     words.map(|word| word.as_bytes().to_vec()).into()
 }
 
+/// What was measured of a kind: ours, and the worker that it replaces.
+struct Measured {
+    kind: Kind,
+    ours: Runs,
+    theirs: Runs,
+}
+
 pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
     let Some(server) = bench.place.server().filter(|server| server.kind() == server::Kind::Redis) else {
         return Err(Problem::usage("bridges are measured on Redis", "add --store redis://127.0.0.1/0"));
     };
-    let url = server::without_parameters(server.url(), &["namespace", "schema", "connections"]);
-    let line = Line::to(url.parse().map_err(|error| Problem::usage(error, "see `windlass bench bridges --help`"))?);
+    let redis = server::without_parameters(server.url(), &["namespace", "schema", "connections"]);
+    let line = Line::to(redis.parse().map_err(|error| Problem::usage(error, "see `windlass bench bridges --help`"))?);
+    let servers = Servers { redis, rabbitmq: args.rabbitmq.clone(), line };
     for peer in &args.peer {
         peer.check(&args.peers)?;
     }
-    let runs = args.repeat.runs;
     let mut native = Runs::default();
-    let mut rates: Vec<Runs> = Kind::ALL.iter().map(|_| Runs::default()).collect();
-    let mut peers: Vec<Runs> = args.peer.iter().map(|_| Runs::default()).collect();
-    for number in 1..=runs {
+    let mut measured: Vec<Measured> = servers.kinds().into_iter().map(Measured::of).collect();
+    for number in 1..=args.repeat.runs {
+        let say = |what: &str, rate: &Runs| {
+            bench.progress(format_args!("run {number} of {}: {what} {}", args.repeat.runs, rate.text("tasks/s")));
+        };
         native.add(drain_native(&bench.place, args).await?);
-        bench.progress(format_args!("run {number} of {runs}: own tasks {}", native.text("tasks/s")));
-        for (kind, rate) in Kind::ALL.into_iter().zip(&mut rates) {
-            rate.add(drain_bridge(&bench.place, args, kind, &url, &line).await?);
-            bench.progress(format_args!("run {number} of {runs}: {} {}", kind.name(), rate.text("tasks/s")));
-        }
-        for (peer, rate) in args.peer.iter().zip(&mut peers) {
-            rate.add(peer.run(&args.peers, &url, args.peer_tasks, 2).await?.drain_tasks_per_s);
-            bench.progress(format_args!("run {number} of {runs}: {}'s worker {}", peer.name(), rate.text("tasks/s")));
+        say("own tasks", &native);
+        for Measured { kind, ours, theirs } in &mut measured {
+            ours.add(drain_bridge(&bench.place, args, *kind, &servers).await?);
+            say(kind.name(), ours);
+            if let Some(peer) = kind.worker().filter(|peer| args.peer.contains(peer)) {
+                let (broker, results) = (servers.broker(*kind), Some(servers.redis.as_str()));
+                let said = peer.run_with_results(&args.peers, broker, results, args.peer_tasks, 2).await?;
+                theirs.add(said.drain_tasks_per_s);
+                say(&format!("{} by the worker of {}", kind.name(), peer.name()), theirs);
+            }
         }
     }
+    Ok(report(bench, args, &native, &measured))
+}
+
+impl Measured {
+    fn of(kind: Kind) -> Self {
+        Self { kind, ours: Runs::default(), theirs: Runs::default() }
+    }
+}
+
+fn report(bench: &Bench, args: &Args, native: &Runs, measured: &[Measured]) -> Report {
     let mut report = Report::new("bridges", bench.place.kind());
     report.put("tasks", json!(args.tasks), thousands(args.tasks.into()));
     report.put("slots", json!(args.slots), args.slots.to_string());
-    report.put("runs", json!(runs), runs.to_string());
-    report.rate("native_tasks_per_s", &native, "tasks/s");
-    for (kind, rate) in Kind::ALL.into_iter().zip(&rates) {
-        report.rate(&format!("{}_tasks_per_s", kind.name()), rate, "tasks/s");
-        let share = 100.0 * rate.median() / native.median().max(1e-9);
-        report.put(&format!("{}_share_of_native", kind.name()), json!(share), format!("{share:.1} %"));
-    }
-    for (peer, of_peer) in args.peer.iter().zip(&peers) {
-        report.rate(&format!("{}_worker_tasks_per_s", peer.name()), of_peer, "tasks/s");
-        let times = |kind: usize| rates[kind].median() / of_peer.median().max(1e-9);
-        match peer {
-            Peer::Celery => {
-                report.goal(Goal::at_least("drain, of Celery's own worker", times(0), CELERY_TIMES_MIN, "x"));
+    report.put("runs", json!(args.repeat.runs), args.repeat.runs.to_string());
+    report.rate("native_tasks_per_s", native, "tasks/s");
+    for Measured { kind, ours, theirs } in measured {
+        let name = kind.name();
+        report.rate(&format!("{name}_tasks_per_s"), ours, "tasks/s");
+        let share = 100.0 * ours.median() / native.median().max(1e-9);
+        report.put(&format!("{name}_share_of_native"), json!(share), format!("{share:.1} %"));
+        if let Some(peer) = kind.worker().filter(|peer| args.peer.contains(peer)) {
+            report.rate(&format!("{name}_by_worker_of_{}", peer.name()), theirs, "tasks/s");
+            if let Some(goal) = kind.goal(ours.median() / theirs.median().max(1e-9)) {
+                report.goal(goal);
             }
-            Peer::Taskiq => {
-                report.goal(Goal::at_least("drain, of TaskIQ's own worker", times(1), TASKIQ_TIMES_MIN, "x"));
-            }
-            Peer::Bullmq | Peer::GraphileWorker => {}
         }
     }
-    Ok(report)
+    report
 }
 
 /// The same store's own tasks.
@@ -194,7 +283,7 @@ async fn drain_native(place: &Place, args: &Args) -> Result<f64, Problem> {
 }
 
 /// Messages of a kind.
-async fn drain_bridge(place: &Place, args: &Args, kind: Kind, url: &str, line: &Line) -> Result<f64, Problem> {
+async fn drain_bridge(place: &Place, args: &Args, kind: Kind, servers: &Servers) -> Result<f64, Problem> {
     let open = place.open(bed::keep_everything()).await?;
     let queue = bed::own_queue()?;
     let registry = bed::noop_registry().await?;
@@ -203,20 +292,12 @@ async fn drain_bridge(place: &Place, args: &Args, kind: Kind, url: &str, line: &
         queues: vec![queue.clone()],
         tasks: registry.names().iter().map(ToString::to_string).collect(),
     };
-    let wrong = |error: &dyn std::fmt::Display| Problem::new(Exit::Failed, error, "see whether the server answers");
-    let bridge = kind.url(url).parse().map_err(|error: bridges::url::InvalidUrl| wrong(&error))?;
     // Before the messages: what is sent to a stream without a group is not seen.
-    let bridge = bridges::open(&bridge, side, Arc::clone(&open.backend)).await.map_err(|error| wrong(&error))?;
-    let mut left = args.tasks as usize;
-    while left > 0 {
-        let count = left.min(TRIP);
-        let commands: Vec<Command> = (0..count).map(|_| kind.command(&queue)).collect();
-        line.ask_all(&commands).await?;
-        left -= count;
-    }
+    let bridge = bridges::open(&servers.bridge(kind)?, side, Arc::clone(&open.backend)).await.map_err(failed)?;
+    servers.send(kind, &queue, args.tasks).await?;
     let rate = drain(&bridge, &queue, args).await?;
-    line.ask(&words(["DEL", queue.as_str()])).await?;
     drop(bridge);
+    servers.delete(kind, &queue).await?;
     open.close(&queue).await?;
     Ok(rate)
 }

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(super) enum Peer {
     /// BullMQ on Redis, Node.js.
     Bullmq,
-    /// Celery on Redis, Python.
+    /// Celery on Redis, Python; by `bench bridges` also on RabbitMQ.
     Celery,
     /// TaskIQ on Redis, Python.
     Taskiq,
@@ -122,12 +122,25 @@ impl Peer {
 
     /// Pushes and drains so many tasks.
     pub(super) async fn run(self, peers: &Path, url: &str, tasks: u32, processes: u32) -> Result<Said, Problem> {
+        self.run_with_results(peers, url, None, tasks, processes).await
+    }
+
+    /// The same, with the results of the tasks stored in this Redis.
+    pub(super) async fn run_with_results(
+        self,
+        peers: &Path,
+        url: &str,
+        results: Option<&str>,
+        tasks: u32,
+        processes: u32,
+    ) -> Result<Said, Problem> {
         let folder = peers.join(self.name());
         let (program, ..) = self.program(&folder);
         let mut command = Command::new(program);
         command.arg(folder.join(self.script())).args([tasks.to_string(), processes.to_string()]);
         // Where no list of processes shows the password in it.
-        command.env("BENCH_URL", url).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        command.env("BENCH_URL", url).envs(results.map(|results| ("BENCH_RESULTS", results)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn()?;
         let output = child.stdout.take().ok_or_else(|| self.failed("it has no output"))?;
         let mut lines = BufReader::new(output).lines();
