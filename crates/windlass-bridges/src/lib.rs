@@ -14,6 +14,9 @@
 //! [`open`](open()) takes a URL to a bridge; [`url`] says what it may hold. [`celery_producer`] and [`taskiq_producer`] take
 //! the same URL the other way: to a client of the workers at its other end.
 
+// `#[derive(Task)]` writes `::windlass`, the crate that users depend on.
+extern crate windlass_core as windlass;
+
 pub mod bare;
 pub mod carrier;
 pub mod celery;
@@ -21,5 +24,5 @@ mod open;
 pub mod taskiq;
 pub mod url;
 
-pub use open::{OpenError, Side, celery_producer, open, taskiq_producer};
+pub use open::{OpenError, Side, celery_producer, open, taskiq_producer, with_builtins};
 pub use url::BridgeUrl;

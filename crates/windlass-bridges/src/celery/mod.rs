@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `arrival.rs` | a message: which task, which identity, or why not |
 //! | `plan.rs`, `chord.rs` | what follows when something has happened to a task |
+//! | `builtins.rs` | the tasks that Celery's workers have built in: `celery.map`, `celery.starmap` |
 //! | `results.rs` | the keys where clients look |
 //! | `broker/` | what Celery's programs share over a broker besides task messages |
 //! | `events.rs`, `control/`, `revoked.rs` | monitors and operators |
@@ -20,6 +21,7 @@
 
 mod arrival;
 mod broker;
+mod builtins;
 mod chord;
 mod control;
 mod events;
@@ -47,6 +49,7 @@ use crate::carrier::{Carried, Carrier};
 pub use arrival::retries_of;
 use arrival::{Arrival, Reader, TimeLimits};
 use broker::Broker;
+pub use builtins::with_builtins;
 use events::Events;
 pub use options::{OpenError, Options, ResultPlace};
 use plan::{Plan, Teller};

@@ -2,6 +2,7 @@
 
 extern crate windlass_core as windlass;
 
+mod builtins;
 mod control;
 mod deaths;
 mod producing;

@@ -170,6 +170,10 @@ pub(crate) async fn run_node(
     let registry = program.build().await?;
     let bridge = settings::bridge(&loaded)?;
     say_hello(&loaded, bridge.as_ref(), &backend, &settings, &registry).await?;
+    let registry = match &bridge {
+        Some(url) => bridges::with_builtins(url, registry),
+        None => registry,
+    };
     let backend = match bridge {
         Some(url) if settings.slots > 0 => {
             let drivers = isolated.as_ref().map_or_else(Handle::current, |isolated| isolated.drivers.clone());
