@@ -208,6 +208,7 @@ fn celery_options(url: &BridgeUrl, side: Side) -> Result<celery::Options, Invali
     options.ignore_results = url.is_on("ignore-results")?;
     options.extended = url.is_on("extended")?;
     options.events = url.is_on("events")?;
+    options.mingle = url.get("mingle").is_none() || url.is_on("mingle")?;
     options.declared = match url.get("quorum") {
         Some("topic") => CeleryQueues::QuorumDelayed,
         _ if url.is_on("quorum")? => CeleryQueues::Quorum,

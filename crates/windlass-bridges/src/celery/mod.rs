@@ -53,6 +53,7 @@ pub use builtins::with_builtins;
 use events::Events;
 pub use options::{OpenError, Options, ResultPlace};
 use plan::{Plan, Teller};
+use producer::Producer;
 use results::Results;
 use revoked::Revoked;
 
@@ -70,6 +71,8 @@ struct Desk {
     reader: Reader,
     teller: Teller,
     broker: Arc<dyn Broker>,
+    /// The other workers, when they are asked what was revoked.
+    neighbours: Option<Producer>,
     results: Results,
     events: Arc<Events>,
     revoked: Revoked,
@@ -126,7 +129,7 @@ impl Celery {
     fn start(
         carrier: Arc<dyn Carrier>,
         broker: Arc<dyn Broker>,
-        results: Results,
+        neighbours: Option<Producer>,
         options: Options,
         store: Arc<dyn Backend>,
     ) -> Self {
@@ -136,7 +139,8 @@ impl Celery {
             teller: options.teller(),
             reader: options.reader(&*broker),
             broker,
-            results,
+            neighbours,
+            results: options.results(),
             events,
             revoked: Revoked::default(),
             time_limits: Mutex::default(),

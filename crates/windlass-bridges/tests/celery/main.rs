@@ -5,6 +5,7 @@ extern crate windlass_core as windlass;
 mod builtins;
 mod control;
 mod deaths;
+mod mingle;
 mod producing;
 mod results;
 mod rig;

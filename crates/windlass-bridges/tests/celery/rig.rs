@@ -161,8 +161,12 @@ impl Rig {
     }
 
     pub(crate) async fn work_on_queue(&self, transport: Arc<dyn Transport>, queue: &QueueName) -> Working {
+        self.work_as(NODE, transport, queue).await
+    }
+
+    pub(crate) async fn work_as(&self, node: &str, transport: Arc<dyn Transport>, queue: &QueueName) -> Working {
         let bridge: Arc<dyn Backend> = Arc::new(Bridge::new(Arc::new(self.store.clone()), transport));
-        let mut settings = Settings::new(NodeId::known(NODE));
+        let mut settings = Settings::new(NodeId::known(node));
         settings.queues = vec![(queue.clone(), 1)];
         settings.cancel_grace = Duration::from_millis(100);
         let registry = with_builtins(app().build().await.expect("declared well"));
