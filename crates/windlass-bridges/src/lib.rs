@@ -15,6 +15,9 @@
 //! the same URL the other way: to a client of the workers at its other end. [`relay`] is a node that is such a client: it sends
 //! what schedules and others have put into queues of the store.
 
+// `#[derive(Task)]` writes `::windlass`, the crate that users depend on.
+extern crate windlass_core as windlass;
+
 pub mod bare;
 pub mod carrier;
 pub mod celery;
@@ -23,6 +26,6 @@ mod relay;
 pub mod taskiq;
 pub mod url;
 
-pub use open::{OpenError, Side, celery_producer, open, taskiq_producer, taskiq_scheduler};
+pub use open::{OpenError, Side, celery_producer, open, taskiq_producer, taskiq_scheduler, with_builtins};
 pub use relay::{Outgoing, relay};
 pub use url::BridgeUrl;

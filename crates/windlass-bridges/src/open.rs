@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use windlass_core::bridge::{Bridge, Transport, TransportError};
-use windlass_core::{Backend, NodeId, QueueName, TaskName};
+use windlass_core::{Backend, NodeId, QueueName, Registry, TaskName};
 use windlass_wire::raw::Shape;
 use windlass_wire::taskiq::Serializer;
 
@@ -64,6 +64,14 @@ pub async fn open(url: &BridgeUrl, side: Side, store: Arc<dyn Backend>) -> Resul
         (Wire::Bare, _) => Arc::new(Bare::on_redis(redis(url)?, shape(url)?).await?),
     };
     Ok(Arc::new(Bridge::new(store, transport).with_ahead(ahead)))
+}
+
+/// An application with the tasks that workers at the other end have built in; what [`Side::tasks`] names is to be this one's.
+pub fn with_builtins(url: &BridgeUrl, registry: Registry) -> Registry {
+    match url.wire {
+        Wire::Celery => celery::with_builtins(registry),
+        Wire::TaskIq | Wire::Bare => registry,
+    }
 }
 
 fn redis(url: &BridgeUrl) -> Result<windlass_redis::Location, InvalidUrl> {
@@ -204,6 +212,7 @@ fn celery_options(url: &BridgeUrl, side: Side) -> Result<celery::Options, Invali
     options.ignore_results = url.is_on("ignore-results")?;
     options.extended = url.is_on("extended")?;
     options.events = url.is_on("events")?;
+    options.mingle = url.get("mingle").is_none() || url.is_on("mingle")?;
     options.declared = match url.get("quorum") {
         Some("topic") => CeleryQueues::QuorumDelayed,
         _ if url.is_on("quorum")? => CeleryQueues::Quorum,

@@ -59,6 +59,7 @@ pub const OPTIONS: &[(&str, &[Wire], &str)] = {
             &[Celery],
             "1: the queues are quorum queues; topic: bound to topic exchanges, where Celery delays messages",
         ),
+        ("mingle", &[Celery], "0: the other workers are not asked at the start what was revoked"),
         ("kind", &[TaskIq], "on Redis: list, stream or pubsub"),
         ("serializer", &[TaskIq], "of results and schedules: pickle or json"),
         (

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -17,9 +17,10 @@ use crate::envelope::{Envelope, RESULT_BYTES_MAX};
 use crate::error::cut;
 use crate::flow;
 use crate::limit::{Gate, LimitChange};
+use crate::names::NAME_BYTES_MAX;
 use crate::steps::Steps;
 use crate::view::{PROGRESS_TEXT_BYTES_MAX, Progress};
-use crate::{Clock, Json, NodeId, StoreError, TaskError, TaskId, Timestamp, Verdict};
+use crate::{Args, Clock, Feed, Json, NodeId, StoreError, TaskError, TaskId, TaskName, Timestamp, Verdict};
 
 /// What every attempt on a node shares.
 #[derive(Debug)]
@@ -53,11 +54,19 @@ pub struct Call {
     pub(crate) slot: usize,
     pub(crate) stop: Stop,
     progress: Mutex<Option<Progress>>,
-    pub(crate) steps: Mutex<Steps>,
+    steps: Mutex<Steps>,
     /// What a transaction of the application completes the task with, once [`Call::completion`] was asked for.
     completion: Mutex<Option<Verdict>>,
     /// Shared with the blocking thread that runs the handler, as long as there is one.
     thread: Arc<()>,
+    part: Option<Part>,
+}
+
+/// A run that is part of an attempt: another handler runs it.
+struct Part {
+    of: Arc<Call>,
+    /// Which part: `3`, or `3.0` for a part of a part.
+    place: String,
 }
 
 impl Call {
@@ -76,6 +85,60 @@ impl Call {
             steps: Mutex::new(Steps::of(&claim.memo)),
             completion: Mutex::new(None),
             thread: Arc::new(()),
+            part: None,
+        }
+    }
+
+    /// The run of another handler within this attempt: with a name, arguments and an id of its own. What stops the attempt
+    /// stops it too.
+    pub(crate) fn part(self: &Arc<Self>, number: usize, name: TaskName, args: Args) -> Self {
+        let (of, place) = match &self.part {
+            None => (Arc::clone(self), number.to_string()),
+            Some(part) => (Arc::clone(&part.of), format!("{}.{number}", part.place)),
+        };
+        let envelope = Envelope {
+            id: part_id(&of.envelope.id, &place),
+            name,
+            args,
+            feed: Feed::Nothing,
+            input: None,
+            soft_limit: None,
+            hard_limit: None,
+            ..Envelope::clone(&self.envelope)
+        };
+        Self {
+            envelope: Arc::new(envelope),
+            attempt: self.attempt,
+            enqueued_at: self.enqueued_at,
+            ready_at: self.ready_at,
+            started_at: self.started_at,
+            surroundings: Arc::clone(&self.surroundings),
+            receipt: self.receipt.clone(),
+            slot: self.slot,
+            stop: Stop::default(),
+            progress: Mutex::default(),
+            steps: Mutex::default(),
+            completion: Mutex::default(),
+            thread: Arc::clone(&self.thread),
+            part: Some(Part { of, place }),
+        }
+    }
+
+    /// The attempt itself: this one, or the one that this run is a part of.
+    fn whole(&self) -> &Self {
+        self.part.as_ref().map_or(self, |part| &part.of)
+    }
+
+    /// What this attempt remembers.
+    pub(crate) fn steps(&self) -> MutexGuard<'_, Steps> {
+        self.whole().steps.lock()
+    }
+
+    /// The name under which the attempt remembers a step of this run.
+    pub(crate) fn step_name(&self, step: &str) -> String {
+        match &self.part {
+            None => step.to_owned(),
+            Some(part) => format!("{} {step}", part.place),
         }
     }
 
@@ -102,7 +165,7 @@ impl Call {
 
     /// Reports how far the handler is; the newest report is stored with the next renewal of the lease.
     pub fn progress(&self, done: u64, total: Option<u64>, text: &str) {
-        *self.progress.lock() = Some(Progress { done, total, text: cut(text, PROGRESS_TEXT_BYTES_MAX) });
+        *self.whole().progress.lock() = Some(Progress { done, total, text: cut(text, PROGRESS_TEXT_BYTES_MAX) });
     }
 
     /// The newest report that has not been taken yet.
@@ -126,8 +189,11 @@ impl Call {
     /// failed.
     ///
     /// # Errors
-    /// [`TaskError::Fatal`] when the output cannot be stored.
+    /// [`TaskError::Fatal`] when the output cannot be stored, or when this run is only a part of an attempt.
     pub fn completion<T: Serialize>(&self, output: &T) -> Result<Settled, TaskError> {
+        if self.part.is_some() {
+            return Err(TaskError::fatal("the attempt of another task runs this one: it cannot end that task"));
+        }
         let result =
             Json::of(output).map_err(|error| TaskError::fatal(format_args!("the result cannot be stored: {error}")))?;
         if result.as_str().len() > RESULT_BYTES_MAX {
@@ -161,7 +227,7 @@ impl Call {
 
     /// Why the handler should end now, when it should.
     pub fn stop_reason(&self) -> Option<StopReason> {
-        self.stop.asked()
+        self.whole().stop.asked()
     }
 
     /// Waits until the handler should end. Handlers that run for long watch it, save what they have and return.
@@ -177,9 +243,10 @@ impl Call {
     /// }
     /// ```
     pub async fn stopped(&self) -> StopReason {
+        let stop = &self.whole().stop;
         loop {
-            let told = self.stop.told.notified();
-            if let Some(reason) = self.stop.asked() {
+            let told = stop.told.notified();
+            if let Some(reason) = stop.asked() {
                 return reason;
             }
             told.await;
@@ -191,6 +258,13 @@ impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Call({} {} #{})", self.envelope.name, self.envelope.id, self.attempt)
     }
+}
+
+/// The id of a part of an attempt: the same for every attempt. Of one that is too long, the end is kept.
+fn part_id(whole: &TaskId, place: &str) -> TaskId {
+    let text = format!("{whole}.{place}");
+    // Ids are ASCII.
+    TaskId::new(&text[text.len().saturating_sub(NAME_BYTES_MAX)..]).unwrap_or_else(|_| whole.clone())
 }
 
 /// Why a handler should end.

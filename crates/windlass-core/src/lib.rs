@@ -14,6 +14,7 @@ pub mod breaker;
 pub mod bridge;
 pub mod call;
 pub mod client;
+pub mod composite;
 pub mod config;
 pub mod envelope;
 pub mod error;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::call::Call;
 use crate::envelope::Envelope;
-use crate::registry::Entry;
+use crate::registry::{Entry, Registry};
 use crate::retry::Outcome;
 
 /// Something that happens around tasks. The first one registered is the outermost.
@@ -36,7 +36,8 @@ pub trait Middleware: Send + Sync {
         let _ = envelope;
     }
 
-    /// Runs an attempt. Not calling `next` means that the handler does not run.
+    /// Runs an attempt, or a part of one: a handler that another handler runs ([`crate::composite`]). Not calling `next`
+    /// means that the handler does not run.
     async fn run(&self, call: &Call, next: Next<'_>) -> Outcome {
         let _ = call;
         next.run().await
@@ -47,19 +48,20 @@ pub trait Middleware: Send + Sync {
 pub struct Next<'a> {
     call: &'a Arc<Call>,
     rest: &'a [Arc<dyn Middleware>],
+    registry: &'a Arc<Registry>,
     entry: &'a Entry,
 }
 
 impl<'a> Next<'a> {
-    pub(crate) fn new(call: &'a Arc<Call>, chain: &'a [Arc<dyn Middleware>], entry: &'a Entry) -> Self {
-        Self { call, rest: chain, entry }
+    pub(crate) fn new(call: &'a Arc<Call>, registry: &'a Arc<Registry>, entry: &'a Entry) -> Self {
+        Self { call, rest: registry.middleware(), registry, entry }
     }
 
     /// Runs the rest of the chain.
     pub async fn run(self) -> Outcome {
         match self.rest.split_first() {
             Some((first, rest)) => first.run(self.call, Next { rest, ..self }).await,
-            None => self.entry.run(Arc::clone(self.call)).await,
+            None => self.entry.run(Arc::clone(self.call), self.registry).await,
         }
     }
 }

@@ -67,7 +67,7 @@ pub type CheckArgs = fn(&Args) -> Result<(), InvalidArgs>;
 
 /// Joins a handler with the state, once that exists.
 type Bind<S> = Box<dyn FnOnce(&Arc<S>, &Arc<Room>) -> Run + Send>;
-type Run = Box<dyn Fn(Arc<Call>) -> BoxFuture<'static, Outcome> + Send + Sync>;
+pub(crate) type Run = Box<dyn Fn(Arc<Call>, &Arc<Registry>) -> BoxFuture<'static, Outcome> + Send + Sync>;
 
 impl<S> Declared<S> {
     /// What is wrong with the registration of this task alone.
@@ -205,7 +205,7 @@ impl<S: Send + Sync + 'static> App<S> {
         let handler = Arc::new(handler);
         let bind: Bind<S> = Box::new(move |state, _room| {
             let state = Arc::clone(state);
-            Box::new(move |call| {
+            Box::new(move |call, _registry| {
                 let (handler, cx) = (Arc::clone(&handler), Cx::new(call, Arc::clone(&state)));
                 async move { outcome_of(handler(cx).await) }.boxed()
             })
@@ -239,7 +239,7 @@ impl<S: Send + Sync + 'static> App<S> {
         let definition = T::definition();
         let bind: Bind<S> = Box::new(move |state, room| {
             let run = make(state, room);
-            Box::new(move |call| match decode::<T>(definition, &call) {
+            Box::new(move |call, _registry| match decode::<T>(definition, &call) {
                 Ok(task) => run(task, call),
                 Err(outcome) => std::future::ready(outcome).boxed(),
             })
@@ -405,6 +405,12 @@ impl Registry {
         self.fallback.is_some()
     }
 
+    /// Adds a task, unless the application has one of its name.
+    pub(crate) fn add(&mut self, definition: &'static Definition, run: Run) {
+        let name = definition.name.clone();
+        self.entries.entry(name).or_insert(Entry { definition, takes: Takes::One, run });
+    }
+
     /// The names of all tasks that have handlers of their own, sorted.
     pub fn names(&self) -> Vec<TaskName> {
         self.entries.keys().cloned().collect()
@@ -459,8 +465,8 @@ impl Entry {
     }
 
     /// Decodes the arguments and runs the handler.
-    pub(crate) fn run(&self, call: Arc<Call>) -> BoxFuture<'static, Outcome> {
-        (self.run)(call)
+    pub(crate) fn run(&self, call: Arc<Call>, registry: &Arc<Registry>) -> BoxFuture<'static, Outcome> {
+        (self.run)(call, registry)
     }
 }
 
@@ -474,7 +480,7 @@ fn check_args<T: Task>(args: &Args) -> Result<(), InvalidArgs> {
     args.decode::<T>(T::definition().fields.named(), &Feed::Nothing, None).map(drop)
 }
 
-fn decode<T: Task>(definition: &Definition, call: &Call) -> Result<T, Outcome> {
+pub(crate) fn decode<T: Task>(definition: &Definition, call: &Call) -> Result<T, Outcome> {
     let envelope = &call.envelope;
     envelope
         .args

@@ -113,7 +113,8 @@ impl Call {
         if step.len() > STEP_NAME_BYTES_MAX {
             return Err(TaskError::fatal(format_args!("the name of a step takes at most {STEP_NAME_BYTES_MAX} bytes")));
         }
-        let before = self.steps.lock().done.get(&step).cloned();
+        let step = self.step_name(&step);
+        let before = self.steps().done.get(&step).cloned();
         if let Some(value) = before {
             return value.to().map_err(|error| {
                 TaskError::fatal(format_args!("the stored result of step `{step}` has another shape: {error}"))
@@ -155,7 +156,7 @@ impl Call {
         timeout: Duration,
     ) -> Result<Option<T>, TaskError> {
         let (number, answered) = {
-            let mut steps = self.steps.lock();
+            let mut steps = self.steps();
             let waits = steps.waits.entry(signal.clone()).or_default();
             waits.begun += 1;
             (waits.begun, waits.answered)
@@ -165,7 +166,7 @@ impl Call {
         let waited = self
             .step_of(format!("waited {number} {signal}"), async || {
                 let (came, seen) = {
-                    let steps = self.steps.lock();
+                    let steps = self.steps();
                     (steps.signal(signal, answered).is_some(), steps.bytes)
                 };
                 let left = deadline.since(self.now());
@@ -182,7 +183,7 @@ impl Call {
             return Ok(None);
         }
         let value = {
-            let mut steps = self.steps.lock();
+            let mut steps = self.steps();
             steps.waits.entry(signal.clone()).or_default().answered += 1;
             steps.signal(signal, answered).unwrap_or_else(Json::null)
         };
@@ -195,7 +196,7 @@ impl Call {
     /// Stores a step with a renewal of the lease, and repeats that while the store cannot and the lease holds.
     async fn remember(&self, step: String, value: Json) -> Result<(), TaskError> {
         let line = Line::Step { step: step.clone(), value: value.clone() }.to_text();
-        if self.steps.lock().bytes + line.len() > MEMO_BYTES_MAX {
+        if self.steps().bytes + line.len() > MEMO_BYTES_MAX {
             return Err(TaskError::fatal(format_args!(
                 "the results of the steps take more than {MEMO_BYTES_MAX} bytes; store the data elsewhere and return references"
             )));
@@ -215,7 +216,7 @@ impl Call {
             tokio::time::sleep(wait).await; // tidy: allow(sleep): the wait between two tries
             wait = (wait * 2).min(TRY_AGAIN_MAX);
         }
-        let mut steps = self.steps.lock();
+        let mut steps = self.steps();
         steps.bytes += line.len();
         steps.done.insert(step, value);
         Ok(())

@@ -279,6 +279,17 @@ fn arguments_of_requests_are_typed() {
 }
 
 #[test]
+fn what_was_revoked_is_a_list_or_with_older_workers_an_object() {
+    let heard = |revoked: Value| control::answer::heard_of_hello(&json!({"revoked": revoked, "clock": 7}));
+    let ids = || vec!["a".to_owned(), "b".to_owned()];
+    assert_eq!(heard(json!(["a", "b"])), (ids(), 7));
+    assert_eq!(heard(json!({"a": [1.5, "a"], "b": [1.5, "b"]})), (ids(), 7));
+    assert_eq!(heard(json!([5])), (Vec::new(), 7));
+    assert_eq!(control::answer::heard_of_hello(&json!({"error": "no"})), (Vec::new(), 0));
+    assert_eq!(control::answer::heard_of_hello(&control::answer::hello(&ids(), 7)), (ids(), 7));
+}
+
+#[test]
 fn a_request_that_cannot_be_read_is_refused_and_one_with_wrong_arguments_is_answered() {
     let read = |body: &str| control::Request::decode(&Frame { body: body.as_bytes().to_vec(), ..Frame::default() });
     for body in ["", "5", "[]", "{}", r#"{"method": 5}"#, r#"{"method": "ping", "destination": 5}"#] {

@@ -7,11 +7,12 @@
 //!
 //! # async fn example(app: App) -> Result<(), Box<dyn std::error::Error>> {
 //! let store = windlass::connect("redis://localhost").await?; // what every node of the fleet shares
-//! let registry = app.build().await?;
+//! let url = "celery+redis://localhost".parse()?;
+//! let registry = bridges::with_builtins(&url, app.build().await?);
 //! let node = NodeId::known("celery@web-1");
 //! let tasks = registry.names().iter().map(ToString::to_string).collect();
 //! let side = Side { node: node.clone(), queues: vec![QueueName::known("celery")], tasks };
-//! let bridge = bridges::open(&"celery+redis://localhost".parse()?, side, store).await?;
+//! let bridge = bridges::open(&url, side, store).await?;
 //!
 //! let settings = Settings { queues: vec![(QueueName::known("celery"), 1)], ..Settings::new(node) };
 //! Worker::new(bridge, registry, settings).start(Shutdown::new()).await?;
@@ -36,7 +37,7 @@
 
 pub use windlass_bridges::{
     BridgeUrl, OpenError, Outgoing, Side, bare, celery, celery_producer, open, relay, taskiq, taskiq_producer,
-    taskiq_scheduler, url,
+    taskiq_scheduler, url, with_builtins,
 };
 /// Redis with the messages of other programs in it: for whoever asks or tells those programs something.
 pub use windlass_redis::{Location as RedisLocation, foreign as redis};

@@ -1,8 +1,8 @@
 """Workflows: groups, chains, chords, and each inside of the others; what follows a success and a failure."""
 
 import pytest
-from celery import chain, chord, group
-from celery.exceptions import ChordError
+from celery import chain, chord, chunks, group
+from celery.exceptions import ChordError, NotRegistered
 from celery.result import GroupResult
 
 from celery_site import Site
@@ -225,12 +225,29 @@ def test_steps_for_other_workers_go_to_their_queue(site: Site):
     assert message.headers["root_id"] == result.parent.id
 
 
-@pytest.mark.only_python("a task that runs over items is answered as one that is not registered")
-def test_maps_and_chunks_run_over_their_items(site: Site):
+def test_a_map_runs_its_task_for_each_item(site: Site):
     sums = site.app.signature("celery.map", kwargs={"task": dict(site.sig("sum_list")), "it": [[1, 2], [3]]})
     assert get(sums.apply_async()) == [3, 3]
     adds = site.app.signature("celery.starmap", kwargs={"task": dict(site.sig("add")), "it": [[1, 2], [3, 4]]})
     assert get(adds.apply_async()) == [3, 7]
+
+
+def test_chunks_are_a_group_of_maps(site: Site):
+    result = chunks(site.sig("add"), [(number, number) for number in range(5)], 2, app=site.app).group()()
+    assert get(result) == [[0, 2], [4, 6], [8]]
+
+
+def test_the_first_item_that_fails_is_the_failure_of_its_map(site: Site):
+    fails = site.app.signature("celery.map", kwargs={"task": dict(site.sig("fail")), "it": ["one", "two"]})
+    with pytest.raises(ValueError, match="one"):
+        get(fails.apply_async())
+    unfit = site.app.signature("celery.starmap", kwargs={"task": dict(site.sig("add")), "it": [[1, 2], [3]]})
+    with pytest.raises(TypeError):
+        get(unfit.apply_async())
+    nobody = {**site.sig("add"), "task": "nobody.knows"}
+    unknown = site.app.signature("celery.map", kwargs={"task": nobody, "it": [1]})
+    with pytest.raises(NotRegistered, match="nobody.knows"):
+        get(unknown.apply_async())
 
 
 def test_a_joined_group_can_be_saved_and_restored(site: Site):

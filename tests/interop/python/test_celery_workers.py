@@ -5,9 +5,11 @@ import time
 
 import pytest
 from celery import chain
+from celery.exceptions import TaskRevokedError
 
+import machine
 from celery_site import Site, priority_queue
-from machine import PATIENCE, until
+from machine import PATIENCE, unique, until
 
 # Long enough that a killed worker was in the middle of it.
 LONG = 3
@@ -24,6 +26,23 @@ def test_a_worker_consumes_all_of_its_queues(own_site: Site):
     own_site.worker(INTEROP_QUEUES=f"{own_site.queue},{other}")
     assert own_site.call("add", 1, 2) == 3
     assert own_site.call("add", 3, 4, queue=other) == 7
+
+
+def test_a_worker_that_starts_hears_from_one_of_celery_what_was_revoked(own_site: Site):
+    knows = own_site.worker(machine.reference_command("celery"))
+    id = unique("revoked")
+    own_site.control(knows, "revoke", task_id=id)
+    ours = own_site.worker()
+
+    def revoked() -> list:
+        return (own_site.inspect(ours).revoked() or {}).get(ours.hostname, [])
+
+    until(lambda: id in revoked(), "it to be told")
+    knows.stop()
+    # What the first has stored when it was told.
+    own_site.redis.delete(f"celery-task-meta-{id}")
+    with pytest.raises(TaskRevokedError):
+        own_site.send("add", 1, 1, task_id=id).get(timeout=PATIENCE)
 
 
 def test_what_was_sent_before_the_worker_started_runs(own_site: Site):

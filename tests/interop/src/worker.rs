@@ -29,7 +29,10 @@ const LEASE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs
 pub async fn run(protocol: Protocol, environment: Environment, shutdown: Shutdown) -> anyhow::Result<()> {
     let node = NodeId::new(&environment.hostname).context("INTEROP_HOSTNAME is the name of a node")?;
     let store = store(&environment).await?;
-    let registry = tasks::app().build().await?;
+    let registry = match protocol {
+        Protocol::Celery => windlass_bridges::celery::with_builtins(tasks::app().build().await?),
+        Protocol::TaskIq => tasks::app().build().await?,
+    };
     let names = registry.names().iter().map(ToString::to_string).collect();
     let transport: Arc<dyn Transport> = match protocol {
         Protocol::Celery => Arc::new(celery(&environment, names, Arc::clone(&store)).await?),

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `arrival.rs` | a message: which task, which identity, or why not |
 //! | `plan.rs`, `chord.rs` | what follows when something has happened to a task |
+//! | `builtins.rs` | the tasks that Celery's workers have built in: `celery.map`, `celery.starmap` |
 //! | `results.rs` | the keys where clients look |
 //! | `broker/` | what Celery's programs share over a broker besides task messages |
 //! | `events.rs`, `control/`, `revoked.rs` | monitors and operators |
@@ -20,6 +21,7 @@
 
 mod arrival;
 mod broker;
+mod builtins;
 mod chord;
 mod control;
 mod events;
@@ -47,9 +49,11 @@ use crate::carrier::{Carried, Carrier};
 pub use arrival::retries_of;
 use arrival::{Arrival, Reader, TimeLimits};
 use broker::Broker;
+pub use builtins::with_builtins;
 use events::Events;
 pub use options::{OpenError, Options, ResultPlace};
 use plan::{Plan, Teller};
+use producer::Producer;
 use results::Results;
 use revoked::Revoked;
 
@@ -67,6 +71,8 @@ struct Desk {
     reader: Reader,
     teller: Teller,
     broker: Arc<dyn Broker>,
+    /// The other workers, when they are asked what was revoked.
+    neighbours: Option<Producer>,
     results: Results,
     events: Arc<Events>,
     revoked: Revoked,
@@ -123,7 +129,7 @@ impl Celery {
     fn start(
         carrier: Arc<dyn Carrier>,
         broker: Arc<dyn Broker>,
-        results: Results,
+        neighbours: Option<Producer>,
         options: Options,
         store: Arc<dyn Backend>,
     ) -> Self {
@@ -133,7 +139,8 @@ impl Celery {
             teller: options.teller(),
             reader: options.reader(&*broker),
             broker,
-            results,
+            neighbours,
+            results: options.results(),
             events,
             revoked: Revoked::default(),
             time_limits: Mutex::default(),

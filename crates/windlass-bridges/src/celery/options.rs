@@ -15,6 +15,7 @@ use super::Celery;
 use super::arrival::Reader;
 use super::broker::{AmqpBroker, Broker, KombuBroker, task_lists};
 use super::plan::Teller;
+use super::producer::{Over, Producer, Settings};
 use super::results::{RedisResults, Results};
 use crate::carrier::RedisLists;
 use crate::carrier::amqp::{AmqpQueues, CeleryQueues, celery_topology};
@@ -51,6 +52,8 @@ pub struct Options {
     pub zone: TimeZone,
     /// On RabbitMQ: how the queues are declared where they are not there.
     pub declared: CeleryQueues,
+    /// Whether the other workers are asked at the start what was revoked. Celery calls it mingle.
+    pub mingle: bool,
 }
 
 impl Options {
@@ -71,7 +74,14 @@ impl Options {
             visibility: Duration::from_secs(3_600),
             zone: TimeZone::UTC,
             declared: CeleryQueues::Classic { max_priority: None },
+            mingle: true,
         }
+    }
+
+    /// A client of the other workers, over what this one uses.
+    fn neighbours(&self, broker: &Arc<dyn Broker>, over: Over) -> Option<Producer> {
+        let settings = Settings { key_prefix: self.key_prefix.clone(), ..Settings::default() };
+        self.mingle.then(|| Producer::over(Arc::clone(broker), over, settings))
     }
 
     pub(super) fn teller(&self) -> Teller {
@@ -93,7 +103,7 @@ impl Options {
         }
     }
 
-    fn results(&self) -> Results {
+    pub(super) fn results(&self) -> Results {
         match &self.results {
             ResultPlace::Redis(location) => Results::Redis(RedisResults {
                 line: Arc::new(Line::to(location.clone())),
@@ -148,9 +158,10 @@ impl Celery {
         let broker = KombuBroker::new(Arc::clone(&line), &options.key_prefix, options.visibility, info);
         broker.declare(&options.queues).await?;
         let silent_after = options.visibility.clamp(Duration::from_secs(1), SILENT_AFTER);
-        let carrier = RedisLists::new(line, &options.key_prefix, task_lists, silent_after);
-        let results = options.results();
-        Ok(Self::start(Arc::new(carrier), Arc::new(broker), results, options, store))
+        let carrier = RedisLists::new(Arc::clone(&line), &options.key_prefix, task_lists, silent_after);
+        let broker: Arc<dyn Broker> = Arc::new(broker);
+        let neighbours = options.neighbours(&broker, Over::Redis { line, location });
+        Ok(Self::start(Arc::new(carrier), broker, neighbours, options, store))
     }
 
     /// A transport to Celery's programs over this RabbitMQ server.
@@ -173,8 +184,8 @@ impl Celery {
         };
         let topology = celery_topology(&options.queues, options.declared);
         let carrier = AmqpQueues::open(location, &topology, &options.queues).await?;
-        let broker = AmqpBroker::new(Arc::clone(carrier.amqp()), options.declared, info);
-        let results = options.results();
-        Ok(Self::start(Arc::new(carrier), Arc::new(broker), results, options, store))
+        let broker: Arc<dyn Broker> = Arc::new(AmqpBroker::new(Arc::clone(carrier.amqp()), options.declared, info));
+        let neighbours = options.neighbours(&broker, Over::Amqp(Arc::clone(carrier.amqp())));
+        Ok(Self::start(Arc::new(carrier), broker, neighbours, options, store))
     }
 }

@@ -307,7 +307,9 @@ pub(super) fn named(name: &str) -> String {
 /// A failure as the exception that Python sees.
 fn exception(reason: Option<DeadReason>, failure: &Failure, request: &Request, answer: &Answer) -> Exception {
     match (reason, failure.class.as_str()) {
-        (_, NOT_REGISTERED) => Exception::not_registered(&request.task),
+        (Some(DeadReason::Malformed), NOT_REGISTERED) => Exception::not_registered(&request.task),
+        // A part of it: the message is the name.
+        (_, NOT_REGISTERED) => Exception::not_registered(&failure.message),
         (_, "timeout") => Exception::hard_limit(answer.envelope.hard_limit.unwrap_or(Duration::ZERO)),
         (_, "soft_limit") => Exception::soft_limit(),
         (Some(DeadReason::Poison), _) => Exception::worker_lost(&failure.message),

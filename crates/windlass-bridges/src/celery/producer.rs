@@ -151,7 +151,7 @@ pub struct Producer {
 
 /// What moves the messages.
 #[derive(Debug)]
-enum Over {
+pub(super) enum Over {
     Redis { line: Arc<Line>, location: Location },
     Amqp(Arc<Amqp>),
 }
@@ -177,7 +177,8 @@ impl Producer {
         Ok(Self::over(Arc::new(broker), Over::Amqp(amqp), settings))
     }
 
-    fn over(broker: Arc<dyn Broker>, over: Over, settings: Settings) -> Self {
+    /// A client over what somebody else uses as well.
+    pub(super) fn over(broker: Arc<dyn Broker>, over: Over, settings: Settings) -> Self {
         let results = settings.results.clone().map(|location| RedisResults {
             line: Arc::new(Line::to(location)),
             prefix: settings.key_prefix.clone(),

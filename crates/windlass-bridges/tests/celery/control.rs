@@ -15,7 +15,7 @@ use windlass_wire::kombu;
 use crate::rig::{NODE, PATIENCE, Rig, message};
 
 /// Asks as a client does: binds a reply queue, broadcasts, waits for the reply.
-async fn ask(rig: &Rig, command: Command) -> Value {
+pub(crate) async fn ask(rig: &Rig, command: Command) -> Value {
     let client = windlass_core::TaskId::random().to_string();
     let queue = format!("{client}.{}", control::REPLY_EXCHANGE);
     rig.ask(&["SADD", &kombu::bindings(control::REPLY_EXCHANGE), &kombu::binding(&client, &queue)]).await;
@@ -67,6 +67,8 @@ async fn a_node_answers_what_it_is_and_what_it_has() {
     assert_eq!(ask(&rig, Command::Reserved).await, json!([]));
     let registered = ask(&rig, Command::Registered { items: Vec::new(), builtins: false }).await;
     assert_eq!(registered, json!(["add", "endless", "fail", "flaky", "sum"]));
+    let all = ask(&rig, Command::Registered { items: Vec::new(), builtins: true }).await;
+    assert_eq!(all, json!(["add", "celery.map", "celery.starmap", "endless", "fail", "flaky", "sum"]));
     assert_eq!(ask(&rig, Command::ActiveQueues).await[0]["name"], json!("celery"));
     let found = ask(&rig, Command::QueryTask { ids: vec!["run-1".to_owned(), "nobody".to_owned()] }).await;
     assert_eq!((found["run-1"][0].clone(), found.get("nobody")), (json!("active"), None));

@@ -2,8 +2,10 @@
 
 extern crate windlass_core as windlass;
 
+mod builtins;
 mod control;
 mod deaths;
+mod mingle;
 mod producing;
 mod relaying;
 mod results;

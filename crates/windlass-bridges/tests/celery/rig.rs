@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use windlass_bridges::celery::{Celery, Options, ResultPlace};
+use windlass_bridges::celery::{Celery, Options, ResultPlace, with_builtins};
 use windlass_core::bridge::{Bridge, Transport};
 use windlass_core::view::{Filter, Page, Record};
 use windlass_core::worker::{Settings, Shutdown, ShutdownStep, Worker};
@@ -19,6 +19,9 @@ use windlass_wire::kombu;
 pub(crate) const NODE: &str = "celery@test";
 /// Nothing here takes as long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What has a handler here.
+const TASKS: [&str; 7] = ["add", "sum", "fail", "flaky", "endless", "celery.map", "celery.starmap"];
 
 /// Adds two numbers.
 #[derive(Task, Serialize, Deserialize)]
@@ -132,7 +135,7 @@ impl Rig {
 
     pub(crate) fn options(&self) -> Options {
         Options {
-            registered: ["add", "sum", "fail", "flaky", "endless"].map(ToOwned::to_owned).to_vec(),
+            registered: TASKS.map(ToOwned::to_owned).to_vec(),
             results: ResultPlace::Redis(self.url.parse().expect("a URL")),
             visibility: Duration::from_secs(1),
             ..Options::new(NODE)
@@ -158,11 +161,16 @@ impl Rig {
     }
 
     pub(crate) async fn work_on_queue(&self, transport: Arc<dyn Transport>, queue: &QueueName) -> Working {
+        self.work_as(NODE, transport, queue).await
+    }
+
+    pub(crate) async fn work_as(&self, node: &str, transport: Arc<dyn Transport>, queue: &QueueName) -> Working {
         let bridge: Arc<dyn Backend> = Arc::new(Bridge::new(Arc::new(self.store.clone()), transport));
-        let mut settings = Settings::new(NodeId::known(NODE));
+        let mut settings = Settings::new(NodeId::known(node));
         settings.queues = vec![(queue.clone(), 1)];
         settings.cancel_grace = Duration::from_millis(100);
-        let worker = Worker::new(bridge, app().build().await.expect("declared well"), settings);
+        let registry = with_builtins(app().build().await.expect("declared well"));
+        let worker = Worker::new(bridge, registry, settings);
         let shutdown = Shutdown::new();
         let run = worker.start(shutdown.clone());
         let ended = tokio::spawn(async move {

@@ -179,6 +179,7 @@ pub(crate) async fn run_node(
     say_hello(&loaded, bridge.as_ref(), &backend, &settings, &registry).await?;
     let backend = match bridge {
         Some(url) if role != Role::Scheduler => {
+            registry = bridges::with_builtins(&url, registry);
             let drivers = isolated.as_ref().map_or_else(Handle::current, |isolated| isolated.drivers.clone());
             let side = side_of(&settings, &registry);
             drivers.spawn(bridged(url, side, backend)).await.map_err(thread_has_ended)??

@@ -126,7 +126,7 @@ fn chain(call: Arc<Call>, registry: Arc<Registry>) -> BoxFuture<'static, Outcome
     async move {
         // It was there a moment ago, and registries do not change.
         let Some(entry) = registry.entry(&call.envelope.name) else { return Outcome::Unknown };
-        Next::new(&call, registry.middleware(), entry).run().await
+        Next::new(&call, &registry, entry).run().await
     }
     .boxed()
 }

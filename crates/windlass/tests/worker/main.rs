@@ -4,6 +4,7 @@ mod bad_input;
 mod batch_ends;
 mod batches;
 mod breakers;
+mod composite;
 mod declared;
 mod guard;
 mod limits;

@@ -8,7 +8,7 @@ use windlass::backend::Backend;
 use windlass::prelude::*;
 use windlass::view::Record;
 use windlass::worker::Ended;
-use windlass::{ConnectOptions, Location, State, TaskId, Timestamp};
+use windlass::{ConnectOptions, Location, Registry, State, TaskId, Timestamp};
 use windlass_testkit::TestClock;
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
@@ -109,10 +109,19 @@ impl Rig {
         app: App<S>,
         change: impl FnOnce(&mut Settings),
     ) -> Running {
+        self.worker_with(backend, node, app.build().await.unwrap(), change)
+    }
+
+    pub(crate) fn worker_with(
+        &self,
+        backend: Arc<dyn Backend>,
+        node: &str,
+        registry: Registry,
+        change: impl FnOnce(&mut Settings),
+    ) -> Running {
         let mut settings = Settings::new(NodeId::known(node));
         settings.slots = 4;
         change(&mut settings);
-        let registry = app.build().await.unwrap();
         let shutdown = Shutdown::new();
         let worker = Worker::new(backend, registry, settings).clock(Arc::new(self.clock.clone()));
         let ended = tokio::spawn(worker.run(shutdown.clone()));

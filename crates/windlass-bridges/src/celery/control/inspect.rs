@@ -9,6 +9,7 @@ use windlass_wire::celery::control::answer::{self, Stats, TaskInfo};
 use windlass_wire::celery::{Request, repr};
 
 use super::super::Desk;
+use super::super::builtins::PREFIX;
 use super::unavailable;
 
 /// The reply to a question; outer `None` when it is no question, inner `None` when nothing is said.
@@ -32,7 +33,7 @@ pub(super) async fn reply(desk: &Desk, store: &dyn Backend, command: &Command) -
         }
         Command::Conf { .. } => Ok(conf(desk)),
         Command::Stats => Ok(stats(desk)),
-        Command::Registered { items, .. } => registered(desk, store, items).await,
+        Command::Registered { items, builtins } => registered(desk, store, items, *builtins).await,
         Command::Active { safe } => active(desk, store, *safe).await,
         Command::Reserved => waiting(desk, store, State::Ready).await,
         Command::Scheduled => waiting(desk, store, State::Scheduled).await,
@@ -112,13 +113,14 @@ fn usage() -> (f64, f64, u64) {
     (ticks(11), ticks(12), peak.unwrap_or(0))
 }
 
-async fn registered(desk: &Desk, store: &dyn Backend, items: &[String]) -> Result<Value, StoreError> {
+async fn registered(desk: &Desk, store: &dyn Backend, items: &[String], builtins: bool) -> Result<Value, StoreError> {
     let limits = if items.iter().any(|item| item == "rate_limit") || items.is_empty() {
         store.limits().await?.limits
     } else {
         Vec::new()
     };
-    let mut names: Vec<&String> = desk.reader.registered.iter().collect();
+    let is_shown = |name: &&String| builtins || !name.starts_with(PREFIX);
+    let mut names: Vec<&String> = desk.reader.registered.iter().filter(is_shown).collect();
     names.sort();
     let shown = names.into_iter().map(|name| {
         let of_task = |subject: &Subject| matches!(subject, Subject::Task(task) if task.as_str() == name);

@@ -1,9 +1,11 @@
-//! Remote control: requests that clients broadcast, and the replies of this node. `inspect.rs` looks, `change.rs` changes.
+//! Remote control: requests that clients broadcast, and the replies of this node. `inspect.rs` looks, `change.rs` changes;
+//! `mingle.rs` asks the other nodes.
 //!
 //! Requests are served one after the other, apart from the work of the node: they are answered however busy its slots are.
 
 mod change;
 mod inspect;
+mod mingle;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,16 +32,20 @@ pub(super) async fn serve(desk: Arc<Desk>, store: Arc<dyn Backend>, stop: Cancel
             () = stop.cancelled() => return,
         };
         match listening {
-            Ok(mut requests) => loop {
-                let request = tokio::select! {
-                    request = requests.recv() => request,
-                    () = stop.cancelled() => return,
-                };
-                let Some(frame) = request else { break };
-                if tokio::time::timeout(WITHIN, one(&desk, &*store, &frame)).await.is_err() {
-                    warn!("a control request took too long and was given up");
+            Ok(mut requests) => {
+                // Apart from this loop: two nodes that start at once ask each other.
+                tokio::spawn(mingle::with_neighbours(Arc::clone(&desk)));
+                loop {
+                    let request = tokio::select! {
+                        request = requests.recv() => request,
+                        () = stop.cancelled() => return,
+                    };
+                    let Some(frame) = request else { break };
+                    if tokio::time::timeout(WITHIN, one(&desk, &*store, &frame)).await.is_err() {
+                        warn!("a control request took too long and was given up");
+                    }
                 }
-            },
+            }
             Err(error) => debug!(%error, "control requests are not heard; it is tried again"),
         }
         tokio::select! {

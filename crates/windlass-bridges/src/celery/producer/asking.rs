@@ -1,5 +1,6 @@
 //! The client's end of remote control: a request to every worker, those in Python too, and what they answer in time.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,26 @@ impl Producer {
             Destination::Nodes(nodes) => nodes.len().min(ANSWERS_MAX),
             Destination::All | Destination::Pattern(..) => ANSWERS_MAX,
         };
+        let mut answers = Map::new();
+        self.hear(command, destination, patience, |said| {
+            answers.extend(said);
+            if answers.len() < expected { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+        .await?;
+        Ok(answers)
+    }
+
+    /// Asks workers, and hands on what they say as they say it, until that is enough or `patience` is over.
+    ///
+    /// # Errors
+    /// As [`Producer::ask`].
+    pub(in crate::celery) async fn hear(
+        &self,
+        command: Command,
+        destination: Destination,
+        patience: Duration,
+        mut heard: impl FnMut(Map<String, Value>) -> ControlFlow<()> + Send,
+    ) -> Result<(), TransportError> {
         let client = Uuid::new_v4().to_string();
         let ticket = Uuid::new_v4().to_string();
         let request = Request {
@@ -54,21 +75,20 @@ impl Producer {
         let until = Instant::now() + patience;
         let gathered = async {
             self.broadcast(&request.frame(Some(&Uuid::new_v4().to_string()))).await?;
-            let mut answers = Map::new();
-            while answers.len() < expected {
+            loop {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    break;
+                    return Ok(());
                 }
                 // Another client's answer, or none: it is not for us.
                 if let Some(frame) = ear.next(left).await?
                     && let Ok(reply) = Reply::decode(&frame)
                     && reply.ticket.as_deref() == Some(ticket.as_str())
+                    && heard(reply.answers).is_break()
                 {
-                    answers.extend(reply.answers);
+                    return Ok(());
                 }
             }
-            Ok(answers)
         }
         .await;
         ear.close().await?;

@@ -158,9 +158,9 @@ pub(super) struct Worker {
     /// So it is always
     #[arg(long)]
     without_gossip: bool,
-    /// So it is always
+    /// Do not ask the other workers at the start what was revoked
     #[arg(long)]
-    without_mingle: bool,
+    pub(super) without_mingle: bool,
     /// Nothing: a worker always says that it lives
     #[arg(long)]
     without_heartbeat: bool,

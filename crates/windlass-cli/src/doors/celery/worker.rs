@@ -26,6 +26,9 @@ pub(super) fn worker(args: &Worker, top: &Top, global: &Global, out: &Out) -> Re
     if args.task_events {
         found.say("events", "1");
     }
+    if args.without_mingle {
+        found.say("mingle", "0");
+    }
     if let Some(ahead) = ahead(args, global)? {
         found.say("ahead", &ahead.to_string());
     }

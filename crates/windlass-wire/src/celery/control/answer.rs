@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use windlass_core::Timestamp;
 
+use super::command::ids;
 use crate::celery::iso_time;
 use crate::celery::request::Request;
 
@@ -37,6 +38,12 @@ pub fn clock(clock: u64) -> Value {
 /// The answer to `hello`.
 pub fn hello(revoked: &[String], clock: u64) -> Value {
     json!({"revoked": revoked, "clock": clock})
+}
+
+/// What such an answer says: the ids, and the clock. What makes no sense says nothing.
+pub fn heard_of_hello(answer: &Value) -> (Vec<String>, u64) {
+    let revoked = answer.get("revoked").and_then(|revoked| ids(revoked.clone())).unwrap_or_default();
+    (revoked, answer.get("clock").and_then(Value::as_u64).unwrap_or_default())
 }
 
 /// The answer to `revoke` without `terminate`.

@@ -175,7 +175,7 @@ impl Command {
             "query_task" => Self::QueryTask { ids: of.list("ids").ok_or("`ids` must be a list of ids")? },
             "report" => Self::Report,
             "clock" => Self::Clock,
-            "hello" => Self::Hello { from: of.needed("from_node")?, revoked: of.list("revoked").unwrap_or_default() },
+            "hello" => Self::Hello { from: of.needed("from_node")?, revoked: of.ids("revoked").unwrap_or_default() },
             "revoke" | "terminate" => Self::Revoke {
                 ids: of.list("task_id").ok_or("`task_id` must be an id or a list of ids")?,
                 terminate: method == "terminate" || of.flag("terminate"),
@@ -322,6 +322,10 @@ impl Arguments<'_> {
         self.0.get(name).cloned().and_then(|value| texts(value, IDS_MAX))
     }
 
+    fn ids(&self, name: &str) -> Option<Vec<String>> {
+        self.0.get(name).cloned().and_then(ids)
+    }
+
     /// A rate is text, or a number of tasks a second; 0 and nothing mean no limit.
     fn rate(&self) -> Option<String> {
         match self.0.get("rate_limit")? {
@@ -329,6 +333,15 @@ impl Arguments<'_> {
             Value::Number(number) if number.as_f64() != Some(0.0) => Some(number.to_string()),
             _ => None,
         }
+    }
+}
+
+/// Ids that were revoked: a list of them, or, with workers of Celery 5.3 and older, an object that says when.
+pub(super) fn ids(value: Value) -> Option<Vec<String>> {
+    match value {
+        Value::Object(since) if since.len() <= IDS_MAX => Some(since.into_iter().map(|(id, _)| id).collect()),
+        Value::Object(_) => None,
+        list => texts(list, IDS_MAX),
     }
 }
 
