@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use windlass_core::bridge::{Bridge, Transport, TransportError};
 use windlass_core::{Backend, NodeId, QueueName, Registry, TaskName};
+use windlass_wire::celery::TimeLimit;
 use windlass_wire::raw::Shape;
 use windlass_wire::taskiq::Serializer;
 
@@ -212,6 +213,8 @@ fn celery_options(url: &BridgeUrl, side: Side) -> Result<celery::Options, Invali
     options.ignore_results = url.is_on("ignore-results")?;
     options.extended = url.is_on("extended")?;
     options.events = url.is_on("events")?;
+    let limit = |option| url.duration(option).map(|limit| limit.filter(|limit| !limit.is_zero()));
+    options.limits = TimeLimit { hard: limit("time-limit")?, soft: limit("soft-time-limit")? };
     options.mingle = url.get("mingle").is_none() || url.is_on("mingle")?;
     options.declared = match url.get("quorum") {
         Some("topic") => CeleryQueues::QuorumDelayed,

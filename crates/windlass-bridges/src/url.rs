@@ -59,6 +59,8 @@ pub const OPTIONS: &[(&str, &[Wire], &str)] = {
             &[Celery],
             "1: the queues are quorum queues; topic: bound to topic exchanges, where Celery delays messages",
         ),
+        ("time-limit", &[Celery], "how long a task may run whose message says nothing of it, as in 5m or in seconds"),
+        ("soft-time-limit", &[Celery], "after how long such a task is asked to end"),
         ("mingle", &[Celery], "0: the other workers are not asked at the start what was revoked"),
         ("kind", &[TaskIq], "on Redis: list, stream or pubsub"),
         ("serializer", &[TaskIq], "of results and schedules: pickle or json"),

@@ -82,7 +82,7 @@ fn without_non_finite(text: &str) -> Cow<'_, str> {
 }
 
 /// The length of the JSON string that `text` begins with, quotes included; all of it when the string does not end.
-fn string_end(text: &str) -> usize {
+pub(crate) fn string_end(text: &str) -> usize {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {
         match byte {

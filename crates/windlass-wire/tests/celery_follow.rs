@@ -8,7 +8,7 @@ use windlass_core::flow::{FailurePolicy, Flow, GroupStep, Step};
 use windlass_core::{Args, Envelope, Feed, Json, QueueName, TaskId, TaskName, Timestamp};
 use windlass_wire::celery::follow::{self, ChordStart, Follow, Publisher};
 use windlass_wire::celery::result::{ChordPart, ResultDocument, State};
-use windlass_wire::celery::{Broker, Message, Producer, Reading, Request, Signature};
+use windlass_wire::celery::{Broker, Message, Producer, Reading, Request, Sending, Signature};
 use windlass_wire::{Frame, kombu};
 
 /// A recorded flow: the messages that went through the broker in their order, and the results that were stored.
@@ -207,6 +207,26 @@ fn options_of_a_signature_mean_what_they_mean_in_a_call() {
     assert_eq!(request.timelimit.hard.unwrap().as_secs(), 10);
     assert_eq!((&request.extra["x"], &request.stamps["tenant"]), (&json!(1), &json!("acme")));
     assert_eq!((request.id.as_str(), request.root_id.as_deref()), ("new-1", Some("new-1")));
+}
+
+#[test]
+fn whole_numbers_of_any_size_keep_every_digit_on_their_way_through_a_canvas() {
+    const BIG: &str = "1000000000000000000000000000001";
+    let step = |id: &str| format!(r#"{{"task": "t", "args": [{BIG}], "options": {{"task_id": "{id}"}}}}"#);
+    let embed = format!(r#"{{"chain": [{}, {}], "chord": {}}}"#, step("c"), step("b"), step("body"));
+    let message = Message { args: Json::trusted("[]"), kwargs: Json::trusted("{}"), request: Request::new("t", "a") };
+    let now = Timestamp::from_secs(0);
+    let mut frame = message.frame(&Sending { exchange: "", routing_key: "q", delivery_tag: None, now });
+    frame.body = format!("[[], {{}}, {embed}]").into_bytes();
+    let message = Message::decode(&frame, &Reading::default()).unwrap();
+    // As the store keeps it until the task has ended.
+    let request = Request::from_text(&message.request.to_text()).unwrap();
+    assert_eq!(request, message.request);
+    assert_eq!(request.canvas.chord.as_ref().unwrap().args.as_str(), format!("[{BIG}]"));
+    let follow = success(&request, &Json::trusted(BIG));
+    let next = &follow.publish[0].message;
+    assert_eq!(next.args.as_str(), format!("[{BIG}, {BIG}]"));
+    assert_eq!(next.request.canvas.chain[0].args.as_str(), format!("[{BIG}]"));
 }
 
 #[test]

@@ -287,12 +287,16 @@ fn what_a_client_of_ours_sends_is_what_a_python_client_would_send() {
 }
 
 /// What Python makes of it, and the pickle that Python 3.11 wrote.
-const PICKLES: [(&[u8], &str); 9] = [
+const PICKLES: [(&[u8], &str); 10] = [
     (b"\x80\x04\x95\x04\x00\x00\x00\x00\x00\x00\x00K\x01K\x02\x86\x94.", "[1,2]"),
     (b"\x80\x02K\x05.", "5"),
     (b"\x80\x04M\xff\xffJ\xff\xff\xff\xff\x86.", "[65535,-1]"),
     (b"\x80\x04\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x80.", "-9223372036854775808"),
     (b"\x80\x04\x8a\x00.", "0"),
+    (
+        b"\x80\x02]q\x00(\x8a\x0d\0\0\0\0\0\0\0\0\0\0\0\0\x10\x8a\x0d\0\0\0@\xea\xedtF\xd0\x9c,\x9f\x0ce.",
+        "[1267650600228229401496703205376,1000000000000000000000000000000]",
+    ),
     (b"\x80\x04G\x7f\xf8\x00\x00\x00\x00\x00\x00.", "null"),
     (b"\x80\x04C\x02\xff\x41.", "\"\u{fffd}A\""),
     (b"\x80\x04}\x94(K\x01\x88N\x89u.", r#"{"1":true,"null":false}"#),
@@ -307,6 +311,30 @@ fn pickles_of_plain_data_are_read() {
     let big = pickle::encode(&Json::trusted("[18446744073709551615, -9223372036854775808, 2147483648, -1]"));
     let read = pickle::decode(&big).unwrap();
     assert_eq!(read.as_str(), "[18446744073709551615,-9223372036854775808,2147483648,-1]");
+}
+
+#[test]
+fn whole_numbers_of_any_size_keep_every_digit_in_a_pickle() {
+    let long = format!(r#"{{"a":[{},-{}]}}"#, "7".repeat(4_300), "1234567890".repeat(100));
+    for json in ["[1267650600228229401496703205376, -18446744073709551616]", "1000000000000000000000000000000", &long] {
+        let read = pickle::decode(&pickle::encode(&Json::parse(json).unwrap())).unwrap();
+        assert_eq!(read.as_str(), json.replace(' ', ""));
+    }
+    // As Python writes it: the shortest form.
+    let written = pickle::encode(&Json::trusted("1267650600228229401496703205376"));
+    assert_eq!(written, b"\x80\x02\x8a\x0d\0\0\0\0\0\0\0\0\0\0\0\0\x10.");
+    let endless = pickle::decode(&pickle::encode(&Json::trusted("7".repeat(4_301)))).unwrap();
+    assert_eq!(endless.as_str(), "null", "a float that is too large");
+}
+
+#[test]
+fn every_form_of_json_is_written_and_what_is_no_text_is_none() {
+    let all = r#"{"a\n":[null,true,false,-1,0.5,"🚀",[],{}],"":{"b":[[1],{"c":"\""}]}}"#;
+    let spaced = all.replace(',', " ,\n ").replace(':', " : ");
+    for json in [all, &spaced] {
+        assert_eq!(pickle::decode(&pickle::encode(&Json::parse(json).unwrap())).unwrap().as_str(), all);
+    }
+    assert_eq!(pickle::encode(&Json::trusted(r#"["\ud800"]"#)), b"\x80\x02N.");
 }
 
 #[test]
@@ -344,7 +372,7 @@ fn damaged_and_hostile_pickles_end_in_an_error() {
     };
     let endless = b"\x80\x04]\x94h\x00a.".to_vec();
     let deep = [&b"\x80\x04"[..], &b"]".repeat(100_000), &b"a".repeat(99_999), b"."].concat();
-    let long = [&b"\x80\x04\x8a\xff"[..], &[1; 255], b"."].concat();
+    let long = [&b"\x80\x04\x8b"[..], &1_787_u32.to_le_bytes(), &[1; 1_787], b"."].concat();
     for (bytes, kind) in [
         (Vec::new(), "pickle"),
         (b".".to_vec(), "pickle"),

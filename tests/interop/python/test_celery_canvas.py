@@ -46,6 +46,13 @@ def test_a_step_that_is_immutable_takes_no_result(site: Site):
     assert get(result) == 10
 
 
+def test_a_large_number_keeps_every_digit_in_a_chain(site: Site):
+    steps = [site.sig("echo", 2**64), site.sig("echo", 10**30, immutable=True), site.sig("echo", 10**31)]
+    result = chain(*steps, app=site.app)()
+    assert get(result)["args"] == [{"args": [10**30], "kwargs": {}}, 10**31]
+    assert get(result.parent.parent)["args"] == [2**64]
+
+
 def test_the_children_of_a_chain_are_known(site: Site):
     result = chain(site.sig("add", 1, 2), site.sig("chain_double"), app=site.app)()
     get(result)

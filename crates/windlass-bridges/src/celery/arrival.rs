@@ -1,12 +1,11 @@
 //! What a message that arrives asks for. Pure.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use uuid::Uuid;
 use windlass_core::bridge::{Identity, Malformed, Message};
 use windlass_core::{DeliveryId, Envelope, Failure, QueueName, TaskId, TaskName};
-use windlass_wire::celery::{self, Broker, Reading, Request};
+use windlass_wire::celery::{self, Broker, Reading, Request, TimeLimit};
 use windlass_wire::{Frame, kombu};
 
 use crate::carrier::{Carried, Content, delivery_id};
@@ -23,8 +22,23 @@ pub(super) struct Reader {
     pub(super) registered: HashSet<String>,
 }
 
-/// Limits that an operator has set for tasks: hard, soft.
-pub(super) type TimeLimits = HashMap<String, (Option<Duration>, Option<Duration>)>;
+/// How long a task may run whose message says nothing of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TimeLimits {
+    /// Every task.
+    pub(super) every: TimeLimit,
+    /// What an operator has set for some.
+    pub(super) of: HashMap<String, TimeLimit>,
+}
+
+impl TimeLimits {
+    /// Puts them where a message has said nothing.
+    fn complete(&self, envelope: &mut Envelope) {
+        let own = self.of.get(envelope.name.as_str()).copied().unwrap_or_default();
+        envelope.hard_limit = envelope.hard_limit.or(own.hard).or(self.every.hard);
+        envelope.soft_limit = envelope.soft_limit.or(own.soft).or(self.every.soft);
+    }
+}
 
 /// A message as it arrived.
 #[derive(Debug)]
@@ -83,10 +97,7 @@ impl Reader {
             other.envelope(self.broker, queue.clone())?
         };
         message.request.attach(&mut envelope)?;
-        if let Some((hard, soft)) = limits.get(envelope.name.as_str()) {
-            envelope.hard_limit = envelope.hard_limit.or(*hard);
-            envelope.soft_limit = envelope.soft_limit.or(*soft);
-        }
+        limits.complete(&mut envelope);
         let envelope = Box::new(envelope);
         if self.registered.contains(envelope.name.as_str()) {
             return Ok(Message::Task(envelope));

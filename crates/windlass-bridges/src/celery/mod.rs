@@ -143,7 +143,7 @@ impl Celery {
             results: options.results(),
             events,
             revoked: Revoked::default(),
-            time_limits: Mutex::default(),
+            time_limits: Mutex::new(TimeLimits { every: options.limits, ..TimeLimits::default() }),
             queues: Queues::of(options.queues),
             ended: Mutex::default(),
             node: Mutex::default(),

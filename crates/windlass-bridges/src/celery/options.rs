@@ -8,8 +8,8 @@ use windlass_core::bridge::TransportError;
 use windlass_core::{Backend, QueueName};
 use windlass_redis::Location;
 use windlass_redis::foreign::Line;
-use windlass_wire::celery::Reading;
 use windlass_wire::celery::control::answer::BrokerInfo;
+use windlass_wire::celery::{Reading, TimeLimit};
 
 use super::Celery;
 use super::arrival::Reader;
@@ -52,6 +52,8 @@ pub struct Options {
     pub zone: TimeZone,
     /// On RabbitMQ: how the queues are declared where they are not there.
     pub declared: CeleryQueues,
+    /// How long a task may run whose message says nothing of it, in place of what its definition says.
+    pub limits: TimeLimit,
     /// Whether the other workers are asked at the start what was revoked. Celery calls it mingle.
     pub mingle: bool,
 }
@@ -74,6 +76,7 @@ impl Options {
             visibility: Duration::from_secs(3_600),
             zone: TimeZone::UTC,
             declared: CeleryQueues::Classic { max_priority: None },
+            limits: TimeLimit::default(),
             mingle: true,
         }
     }

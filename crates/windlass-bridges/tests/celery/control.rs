@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use windlass_bridges::celery::Options;
 use windlass_core::State;
 use windlass_redis::foreign::Channels;
 use windlass_wire::Frame;
-use windlass_wire::celery::Event;
 use windlass_wire::celery::control::{self, Command, Destination, Reply, ReplyTo, Request};
 use windlass_wire::celery::event::Kind;
+use windlass_wire::celery::{Event, TimeLimit};
 use windlass_wire::kombu;
 
 use crate::rig::{NODE, PATIENCE, Rig, message};
@@ -128,6 +129,36 @@ async fn queues_slots_and_limits_change_while_a_node_works() {
     .await;
     broadcast(&rig, Command::Shutdown, None).await;
     rig.until_so("it has ended", async || working.has_ended()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limits_of_a_node_hold_for_messages_without_any_of_their_own() {
+    let rig = Rig::new().await;
+    let secs = |secs| Some(Duration::from_secs(secs));
+    let limits = TimeLimit { hard: secs(2), soft: secs(1) };
+    let working = rig.work_with(Options { limits, ..rig.options() }).await;
+    let mut messages = ["plain-1", "own-1", "told-1"].map(|id| message("add", id, json!([1, 1])));
+    for message in &mut messages {
+        message.request.eta = Some("2031-01-01T00:00:00Z".parse().expect("a time"));
+    }
+    let [plain, mut own, mut told] = messages;
+    own.request.timelimit = TimeLimit { hard: secs(60), soft: None };
+    rig.send(&plain).await;
+    rig.send(&own).await;
+    rig.until_so("both came", async || rig.records().await.len() == 2).await;
+    told.request.task = "sum".to_owned();
+    let limit = Command::TimeLimit { task: "sum".to_owned(), hard: Some(30.0), soft: None };
+    assert_eq!(ask(&rig, limit).await, json!({"ok": "time limits set successfully"}));
+    rig.send(&told).await;
+    rig.until_so("all came", async || rig.records().await.len() == 3).await;
+    let mut seen: Vec<_> = rig.records().await.into_iter().map(|record| record.envelope).collect();
+    seen.sort_by_key(|envelope| envelope.id.to_string());
+    let seen: Vec<_> = seen.iter().map(|envelope| (envelope.hard_limit, envelope.soft_limit)).collect();
+    assert_eq!(seen, [(secs(60), secs(1)), (secs(2), secs(1)), (secs(30), secs(1))]);
+    rig.send(&message("endless", "run-1", json!([]))).await;
+    let error = rig.until("run-1", "FAILURE").await.exception().expect("an exception");
+    assert_eq!(error.exc_message, [json!("stopped")], "it was asked to end");
+    working.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

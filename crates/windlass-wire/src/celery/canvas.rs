@@ -1,6 +1,8 @@
 //! What follows a task: the third part of a message's body.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+use windlass_core::Json;
 
 use super::signature::{self, Signature};
 use crate::error::Malformed;
@@ -26,16 +28,18 @@ impl Canvas {
     }
 
     /// From the members of `embed`, or of a message of protocol 1. Missing members are nothing, unknown ones are ignored.
-    pub(super) fn decode(members: &mut Map<String, Value>) -> Result<Self, Malformed> {
-        let mut take = |name: &'static str| members.remove(name).unwrap_or_default();
+    ///
+    /// Members are text still: numbers in the arguments of signatures keep every digit.
+    pub(super) fn decode(members: &mut BTreeMap<String, Json>) -> Result<Self, Malformed> {
+        let mut take = |name: &'static str| members.remove(name).unwrap_or_else(Json::null);
         let chord = match take("chord") {
-            Value::Null => None,
-            value => Some(Box::new(signature::one("`chord`", value)?)),
+            nothing if nothing.as_str() == "null" => None,
+            chord => Some(Box::new(signature::one("`chord`", &chord)?)),
         };
         Ok(Self {
-            callbacks: signature::list("`callbacks`", take("callbacks"))?,
-            errbacks: signature::list("`errbacks`", take("errbacks"))?,
-            chain: signature::list("`chain`", take("chain"))?,
+            callbacks: signature::list("`callbacks`", &take("callbacks"))?,
+            errbacks: signature::list("`errbacks`", &take("errbacks"))?,
+            chain: signature::list("`chain`", &take("chain"))?,
             chord,
         })
     }

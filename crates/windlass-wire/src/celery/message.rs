@@ -1,6 +1,7 @@
 //! A task message: from a frame to an envelope, and back to a frame.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -130,8 +131,8 @@ impl Message {
         }
         let (embed, kwargs, args) = (parts.pop(), parts.pop(), parts.pop());
         let embed = embed.unwrap_or_else(Json::null);
-        let mut embed: Map<String, Value> = match embed.as_str() {
-            "null" => Map::new(),
+        let mut embed: BTreeMap<String, Json> = match embed.as_str() {
+            "null" => BTreeMap::new(),
             embed => json::object("options in the body", embed)?,
         };
         let canvas = Canvas::decode(&mut embed)?;
@@ -146,13 +147,13 @@ impl Message {
             Err(_) => return Err(Malformed::Missing("header `task`")),
         };
         let BodyOne { args, kwargs } = json::object("body", text)?;
-        let canvas = Canvas::decode(&mut members)?;
+        let canvas = Canvas::decode(&mut json::object("body", text)?)?;
         if let Some(group) = members.remove("taskset")
             && members.get("group").is_none_or(Value::is_null)
         {
             members.insert("group".to_owned(), group);
         }
-        for of_the_form in ["args", "kwargs", "utc"] {
+        for of_the_form in ["args", "kwargs", "utc", "callbacks", "errbacks", "chain", "chord"] {
             members.remove(of_the_form);
         }
         members.extend(

@@ -1,5 +1,6 @@
 //! Everything that a message says of a task besides its arguments.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -36,6 +37,18 @@ pub struct TimeLimit {
     pub hard: Option<Duration>,
     /// After this long it is asked to end.
     pub soft: Option<Duration>,
+}
+
+/// What [`Request::to_text`] writes.
+#[derive(Deserialize)]
+struct Stored {
+    v: Option<u64>,
+    protocol: Option<u64>,
+    #[serde(default)]
+    headers: Map<String, Value>,
+    #[serde(default)]
+    properties: Map<String, Value>,
+    embed: Option<BTreeMap<String, Json>>,
 }
 
 /// Everything that a message says of a task besides its arguments: what is needed to answer it, and to send it again.
@@ -204,16 +217,11 @@ impl Request {
     /// # Errors
     /// [`Malformed`] for anything else, and for what a newer version wrote.
     pub fn from_text(text: &str) -> Result<Self, Malformed> {
-        let mut stored: Map<String, Value> = json::object("stored request", text)?;
-        if stored.get("v").and_then(Value::as_u64) != Some(VERSION) {
+        let Stored { v, protocol, headers, properties, embed } = json::object("stored request", text)?;
+        if v != Some(VERSION) {
             return Err(Malformed::shape("`v` of a stored request", "1: a newer version may have written it"));
         }
-        let mut part = |name: &str| match stored.remove(name) {
-            Some(Value::Object(part)) => part,
-            _ => Map::new(),
-        };
-        let (headers, properties, mut embed) = (part("headers"), part("properties"), part("embed"));
-        let canvas = Canvas::decode(&mut embed)?;
+        let canvas = Canvas::decode(&mut embed.unwrap_or_default())?;
         let text = |name: &str| properties.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
         let properties = Properties {
             correlation_id: text("correlation_id"),
@@ -227,7 +235,7 @@ impl Request {
             ..Properties::default()
         };
         let mut request = Self::decode(headers, &properties, canvas, &TimeZone::UTC)?;
-        if stored.get("protocol").and_then(Value::as_u64) == Some(1) {
+        if protocol == Some(1) {
             request.protocol = Protocol::One;
         }
         Ok(request)

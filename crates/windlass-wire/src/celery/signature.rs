@@ -1,5 +1,6 @@
 //! Signatures: a task that is described and not yet sent.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -127,7 +128,6 @@ impl Signature {
         self.options.get(name).and_then(Value::as_str)
     }
 
-    /// An option in seconds; what is negative or no number counts as absent.
     /// The chord that waits for it.
     ///
     /// # Errors
@@ -135,24 +135,25 @@ impl Signature {
     pub fn counts_for(&self) -> Result<Option<Box<Self>>, Malformed> {
         match self.options.get("chord") {
             None | Some(Value::Null) => Ok(None),
-            Some(chord) => one("`chord`", chord.clone()).map(Box::new).map(Some),
+            Some(chord) => one("`chord`", &text("`chord`", chord)?).map(Box::new).map(Some),
         }
     }
 
+    /// An option in seconds; what is negative or no number counts as absent.
     pub(super) fn seconds(&self, name: &str) -> Option<Duration> {
         self.options.get(name).and_then(Value::as_f64).and_then(|secs| Duration::try_from_secs_f64(secs).ok())
     }
 
     /// An option that is a list of signatures, or one signature.
     pub(super) fn signatures(&self, name: &'static str) -> Result<Vec<Self>, Malformed> {
-        self.options.get(name).map_or(Ok(Vec::new()), |value| list(name, value.clone()))
+        self.options.get(name).map_or(Ok(Vec::new()), |value| list(name, &text(name, value)?))
     }
 
     /// What a built-in name holds: `tasks` of a group or chain, `header` and `body` of a chord.
     pub(super) fn inner(&self, name: &'static str) -> Result<Vec<Self>, Malformed> {
-        let mut kwargs: Map<String, Value> = json::object("`kwargs` of a signature", self.kwargs.as_str())?;
+        let mut kwargs: BTreeMap<String, Json> = json::object("`kwargs` of a signature", self.kwargs.as_str())?;
         match kwargs.remove(name) {
-            Some(value) => list(name, value),
+            Some(value) => list(name, &value),
             None => Ok(Vec::new()),
         }
     }
@@ -164,23 +165,28 @@ impl Signature {
 }
 
 /// Reads a list of signatures: an array, one signature, or nothing.
-pub(super) fn list(part: &'static str, value: Value) -> Result<Vec<Signature>, Malformed> {
-    let entries = match value {
-        Value::Null => return Ok(Vec::new()),
-        Value::Array(entries) => entries,
-        one @ Value::Object(_) => vec![one],
+pub(super) fn list(part: &'static str, value: &Json) -> Result<Vec<Signature>, Malformed> {
+    let entries: Vec<Json> = match value.as_str().as_bytes().first() {
+        Some(b'n') => return Ok(Vec::new()),
+        Some(b'[') => json::typed(part, value.as_str())?,
+        Some(b'{') => vec![value.clone()],
         _ => return Err(Malformed::shape(part, "a list of signatures")),
     };
     if entries.len() > SIGNATURES_MAX {
         return Err(Malformed::TooMany { part, max: SIGNATURES_MAX });
     }
-    entries.into_iter().map(|entry| one(part, entry)).collect()
+    entries.iter().map(|entry| one(part, entry)).collect()
 }
 
 /// Reads one signature.
-pub(super) fn one(part: &'static str, value: Value) -> Result<Signature, Malformed> {
-    if !value.is_object() {
+pub(super) fn one(part: &'static str, value: &Json) -> Result<Signature, Malformed> {
+    if !value.as_str().starts_with('{') {
         return Err(Malformed::shape(part, "a signature: an object with a `task`"));
     }
-    serde_json::from_value(value).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
+    json::typed(part, value.as_str())
+}
+
+/// An option as text.
+fn text(part: &'static str, value: &Value) -> Result<Json, Malformed> {
+    Json::of(value).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
 }

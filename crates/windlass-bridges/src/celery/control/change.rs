@@ -9,9 +9,9 @@ use windlass_core::bridge::{Answer, News};
 use windlass_core::limit::{Limit, LimitChange, Rule, Subject};
 use windlass_core::view::{Filter, PAGE_MAX, Page, Record};
 use windlass_core::{Args, Backend, Envelope, NodeId, QueueName, Rate, State, StoreError, TaskId, TaskName, Verdict};
-use windlass_wire::celery::Request;
 use windlass_wire::celery::control::Command;
 use windlass_wire::celery::control::answer;
+use windlass_wire::celery::{Request, TimeLimit};
 
 use super::super::Desk;
 use super::unavailable;
@@ -178,7 +178,7 @@ fn time_limit(desk: &Desk, task: &str, hard: Option<f64>, soft: Option<f64>) -> 
     let limit = |seconds: Option<f64>| {
         seconds.filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
     };
-    desk.time_limits.lock().insert(name.to_string(), (limit(hard), limit(soft)));
+    desk.time_limits.lock().of.insert(name.to_string(), TimeLimit { hard: limit(hard), soft: limit(soft) });
     answer::ok("time limits set successfully")
 }
 

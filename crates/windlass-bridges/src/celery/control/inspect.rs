@@ -1,5 +1,7 @@
 //! What `celery inspect` asks.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use windlass_core::limit::Subject;
 use windlass_core::view::{Filter, PAGE_MAX, Page, Record};
@@ -60,7 +62,11 @@ pub(super) async fn reply(desk: &Desk, store: &dyn Backend, command: &Command) -
 
 /// The settings that readers look for; none of them is a secret.
 fn conf(desk: &Desk) -> Value {
+    let limits = desk.time_limits.lock().every;
+    let seconds = |limit: Option<Duration>| limit.map(|limit| limit.as_secs_f64());
     json!({
+        "task_time_limit": seconds(limits.hard),
+        "task_soft_time_limit": seconds(limits.soft),
         "task_default_queue": desk.teller.default_queue,
         "task_track_started": desk.teller.track_started,
         "task_ignore_result": desk.teller.ignore_results,

@@ -128,12 +128,12 @@ pub(super) struct Worker {
     /// Send events of tasks, as Flower wants them
     #[arg(short = 'E', long, visible_aliases = ["events"])]
     pub(super) task_events: bool,
-    /// Nothing: limits belong to tasks and to messages
+    /// How long a task may run whose message says nothing of it
     #[arg(long, value_name = "SECONDS", value_parser = words::seconds)]
-    time_limit: Option<Duration>,
-    /// Nothing: limits belong to tasks and to messages
+    pub(super) time_limit: Option<Duration>,
+    /// After how long such a task is asked to end
     #[arg(long, value_name = "SECONDS", value_parser = words::seconds)]
-    soft_time_limit: Option<Duration>,
+    pub(super) soft_time_limit: Option<Duration>,
     /// Replace the process after so many tasks for each slot
     #[arg(long, visible_alias = "maxtasksperchild", value_name = "COUNT")]
     pub(super) max_tasks_per_child: Option<u64>,
@@ -187,7 +187,6 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn idle(&self) -> Vec<Idle> {
-        const LIMITS: &str = "give the limit to the task itself, in the message, or with `celery control time_limit`";
         let in_store = "schedules are in the store: see `windlass schedule ls`";
         let processes = matches!(self.pool, Some(Pool::Prefork | Pool::Processes | Pool::Custom));
         let mut idle = given(&[
@@ -202,8 +201,6 @@ impl Worker {
                 processes,
                 ("--pool", "tasks run on threads of one process; `windlass worker --processes N` keeps them apart"),
             ),
-            (self.time_limit.is_some(), ("--time-limit", LIMITS)),
-            (self.soft_time_limit.is_some(), ("--soft-time-limit", LIMITS)),
             (self.pool_start_method.is_some(), ("--pool-start-method", "processes are started anew")),
             (self.include.is_some(), ("--include", "no Python is loaded")),
             (self.without_heartbeat, ("--without-heartbeat", "a worker always says that it lives")),

@@ -183,9 +183,17 @@ fn what_has_no_meaning_is_said_once_each() {
     assert_eq!(idle("worker -c 4 -Q a -O fair --without-gossip --without-mingle --disable-prefetch -E"), [""; 0]);
     assert_eq!(
         idle("worker -P prefork -S s.db --time-limit 3 --heartbeat-interval 2"),
-        ["--statedb", "--pool", "--time-limit", "--heartbeat-interval"]
+        ["--statedb", "--pool", "--heartbeat-interval"]
     );
     assert_eq!(worker_of("--loader x --config y worker").0.idle().len(), 2);
+}
+
+#[test]
+fn limits_of_a_worker_are_said_of_its_bridge() {
+    let (_, args) = worker_of("worker --time-limit 300 --soft-time-limit 240.5");
+    let mut found = crate::doors::broker::bridge_to("celery", "redis://h", "--broker").expect("a broker");
+    worker::say_limits(&mut found, &args);
+    assert_eq!(found.url, "celery+redis://h?time-limit=300&soft-time-limit=240.5");
 }
 
 #[test]

@@ -26,6 +26,7 @@ pub(super) fn worker(args: &Worker, top: &Top, global: &Global, out: &Out) -> Re
     if args.task_events {
         found.say("events", "1");
     }
+    say_limits(&mut found, args);
     if args.without_mingle {
         found.say("mingle", "0");
     }
@@ -93,6 +94,15 @@ pub(super) fn overrides(args: &Worker, found: &Found, queues: &[String], name: &
         set.push(words::set("worker.processes", "the limits of a child", 1));
     }
     set
+}
+
+/// What holds for tasks whose messages have no limits of their own.
+pub(super) fn say_limits(found: &mut Found, args: &Worker) {
+    for (option, limit) in [("time-limit", args.time_limit), ("soft-time-limit", args.soft_time_limit)] {
+        if let Some(limit) = limit {
+            found.say(option, &limit.as_secs_f64().to_string());
+        }
+    }
 }
 
 /// How many messages are stored beyond the free slots: of so many for each slot, one is the one that runs.

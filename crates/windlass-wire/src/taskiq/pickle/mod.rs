@@ -10,11 +10,13 @@
 //! | bytes | text, with what is not UTF-8 replaced |
 //! | keys that are numbers, `True`, `False`, `None` | text, as Python's `json` writes them |
 //! | `nan`, `inf` | `null` |
+//! | whole numbers | the same, exact up to 4,300 digits: Python reads and writes no more |
 //!
 //! Source of the format: the recorded results and the documentation of Python's `pickletools`; protocols 2 to 5 are read, 2
 //! is written.
 
 mod read;
+mod whole;
 mod write;
 
 pub use read::{DEPTH_MAX, NODES_MAX, PICKLE_BYTES_MAX, decode};

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use windlass_core::Json;
 
 use super::opcode as op;
+use super::whole;
 use crate::error::{Malformed, shown};
 use crate::json::{self, BODY_BYTES_MAX};
 
@@ -15,8 +16,6 @@ pub const PICKLE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const NODES_MAX: usize = 1_000_000;
 /// How deeply its values may nest.
 pub const DEPTH_MAX: usize = 120;
-/// The largest whole number, in bytes.
-const INT_BYTES_MAX: usize = 16;
 
 /// Reads plain data.
 ///
@@ -48,7 +47,8 @@ type Index = usize;
 enum Node {
     None,
     Bool(bool),
-    Int(i128),
+    /// Its digits.
+    Int(String),
     Float(f64),
     Text(String),
     List(Vec<Index>),
@@ -185,23 +185,19 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn whole(&mut self, opcode: u8) -> Result<i128, Malformed> {
+    fn whole(&mut self, opcode: u8) -> Result<String, Malformed> {
         let length = match opcode {
-            op::BININT => return Ok(i128::from(i32::from_le_bytes(self.array()?))),
-            op::BININT1 => return Ok(i128::from(self.byte()?)),
-            op::BININT2 => return Ok(i128::from(u16::from_le_bytes(self.array()?))),
+            op::BININT => return Ok(i32::from_le_bytes(self.array()?).to_string()),
+            op::BININT1 => return Ok(self.byte()?.to_string()),
+            op::BININT2 => return Ok(u16::from_le_bytes(self.array()?).to_string()),
             op::LONG1 => usize::from(self.byte()?),
             _ => self.length4()?,
         };
-        if length > INT_BYTES_MAX {
-            return Err(self.error(&format!("a whole number takes {length} bytes, the limit is {INT_BYTES_MAX}")));
+        if length > whole::BYTES_MAX {
+            let max = whole::BYTES_MAX;
+            return Err(self.error(&format!("a whole number takes {length} bytes, the limit is {max}")));
         }
-        let bytes = self.take(length)?;
-        // Two's complement: what is beyond the bytes repeats the sign.
-        let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
-        let mut whole = [if negative { 0xff } else { 0 }; 16];
-        whole[..length].copy_from_slice(bytes);
-        Ok(i128::from_le_bytes(whole))
+        Ok(whole::text(self.take(length)?))
     }
 
     fn text(&mut self, length: usize) -> Result<(), Malformed> {
@@ -352,7 +348,7 @@ impl Writer<'_> {
         match &nodes[index] {
             Node::None => self.text.push_str("null"),
             Node::Bool(flag) => self.text.push_str(if *flag { "true" } else { "false" }),
-            Node::Int(number) => self.display(number),
+            Node::Int(digits) => self.text.push_str(digits),
             Node::Float(number) => self.float(*number),
             Node::Text(text) => self.text.push_str(&json::quoted(text)),
             Node::List(items) => {
@@ -387,7 +383,7 @@ impl Writer<'_> {
             Node::Text(text) => json::quoted(text),
             Node::None => "\"null\"".to_owned(),
             Node::Bool(flag) => format!("\"{flag}\""),
-            Node::Int(number) => format!("\"{number}\""),
+            Node::Int(digits) => format!("\"{digits}\""),
             Node::Float(number) => format!("\"{number:?}\""),
             Node::List(_) | Node::Dict(_) => {
                 let reason = "a key of a dict is a tuple, which JSON does not have".to_owned();
