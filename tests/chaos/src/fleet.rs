@@ -1,6 +1,8 @@
 //! Worker processes, and what is done to them.
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,8 +32,8 @@ pub struct Fleet {
     folder: tempfile::TempDir,
     slots: usize,
     started: u32,
-    /// The database from which relays move.
-    outbox: Option<String>,
+    /// What else its programs are told by their environment.
+    variables: BTreeMap<&'static str, String>,
 }
 
 /// A worker process; it is killed when this value goes.
@@ -50,7 +52,14 @@ impl Fleet {
         let folder = tempfile::Builder::new().prefix("windlass-chaos-").tempdir()?;
         std::fs::create_dir(folder.path().join("ledger"))?;
         std::fs::write(folder.path().join("windlass.toml"), "# Nothing but what the command line says.\n")?;
-        Ok(Self { program: program.to_owned(), url: url.to_owned(), folder, slots, started: 0, outbox: None })
+        Ok(Self {
+            program: program.to_owned(),
+            url: url.to_owned(),
+            folder,
+            slots,
+            started: 0,
+            variables: BTreeMap::new(),
+        })
     }
 
     /// The folder of the ledger.
@@ -80,11 +89,25 @@ impl Fleet {
     /// # Errors
     /// When the program cannot be started.
     pub fn relay(&mut self, from: &str) -> Result<Worker> {
-        self.outbox = Some(from.to_owned());
+        self.tell("WINDLASS_OUTBOX", from);
         self.start(&[])
     }
 
-    fn start(&mut self, arguments: &[&str]) -> Result<Worker> {
+    /// Sets a variable for what is started from now on.
+    pub fn tell(&mut self, variable: &'static str, value: &str) {
+        self.variables.insert(variable, value.to_owned());
+    }
+
+    /// Unsets it again.
+    pub fn forget(&mut self, variable: &'static str) {
+        self.variables.remove(variable);
+    }
+
+    /// Starts the program with these arguments and a name.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&mut self, arguments: &[&str]) -> Result<Worker> {
         self.started += 1;
         let name = format!("w{}", self.started);
         let log = self.folder.path().join(format!("{name}.log"));
@@ -101,7 +124,7 @@ impl Fleet {
             .env("WINDLASS_RETENTION__FINISHED_MAX", "10000000")
             .env("WINDLASS_RETENTION__FINISHED", "1d")
             .env(LEDGER, self.ledger())
-            .envs(self.outbox.iter().map(|from| ("WINDLASS_OUTBOX", from)))
+            .envs(&self.variables)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
@@ -150,7 +173,7 @@ impl Worker {
     /// When it is not there, or does not get ready.
     pub fn end(mut self) -> Result<Option<i32>> {
         let began = Instant::now();
-        while !self.log_text().contains("\"event\":\"worker_ready\"") {
+        while !self.is_ready() {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status.code());
             }
@@ -185,6 +208,53 @@ impl Worker {
         let log = self.log_text();
         let place = log.lines().find_map(|line| line.strip_prefix(ABORTS));
         Ok(Some(place.with_context(|| format!("a worker has ended by itself ({status}): {log}"))?.trim().to_owned()))
+    }
+
+    /// Waits until it has killed itself.
+    ///
+    /// # Errors
+    /// When it does not within this time, or ends otherwise; with its log.
+    pub fn killed_itself(mut self, limit: Duration) -> Result<()> {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            ensure!(began.elapsed() < limit, "it lives on: {}", self.log_text());
+            // tidy: allow(sleep): the pause between two looks at another process
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        ensure!(status.signal() == Some(Signal::KILL.as_raw()), "it has ended with {status}: {}", self.log_text());
+        Ok(())
+    }
+
+    /// How much memory it has, in KiB.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn memory_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("it has no memory")?;
+        Ok(line.trim().trim_end_matches("kB").trim_end().parse()?)
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it does not, or ends before.
+    pub fn ready(&mut self) -> Result<()> {
+        let began = Instant::now();
+        while !self.is_ready() {
+            ensure!(self.child.try_wait()?.is_none(), "a worker has ended: {}", self.log_text());
+            ensure!(began.elapsed() < READY_WITHIN, "a worker does not get ready: {}", self.log_text());
+            // tidy: allow(sleep): the pause between two looks at another process
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn is_ready(&self) -> bool {
+        self.log_text().contains("\"event\":\"worker_ready\"")
     }
 
     /// What it has logged so far.
