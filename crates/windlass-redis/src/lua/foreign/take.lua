@@ -23,10 +23,15 @@ for list = 3, #KEYS do
   end
 end
 if #messages == 0 then return failed or {} end
-local answer = {}
+local answer, held = {}, {}
 for i, message in ipairs(messages) do
   local name, token = KEYS[from[i]], session .. ':' .. ARGV[4] .. ':' .. i
-  redis.call('HSET', KEYS[1], token, #name .. ':' .. name .. message)
+  held[#held + 1], held[#held + 2] = token, #name .. ':' .. name .. message
   answer[#answer + 1], answer[#answer + 2], answer[#answer + 3] = token, from[i] - 3, message
+  -- Many at once cost less, and the stack of Lua is short.
+  if #held == 256 or i == #messages then
+    redis.call('HSET', KEYS[1], unpack(held))
+    held = {}
+  end
 end
 return answer
