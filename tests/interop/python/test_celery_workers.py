@@ -28,6 +28,7 @@ def test_a_worker_consumes_all_of_its_queues(own_site: Site):
     assert own_site.call("add", 3, 4, queue=other) == 7
 
 
+@pytest.mark.only_ours("it starts without asking the others, to be there a second sooner")
 def test_a_worker_that_starts_hears_from_one_of_celery_what_was_revoked(own_site: Site):
     knows = own_site.worker(machine.reference_command("celery"))
     id = unique("revoked")
