@@ -26,7 +26,7 @@ use windlass_wire::Frame;
 
 use super::{Carried, Carrier, Content};
 
-pub use topology::{CeleryQueues, TaskiqProfile, TaskiqTopology, celery_topology, taskiq_topology};
+pub use topology::{Beside, CeleryQueues, TaskiqProfile, TaskiqTopology, celery_topology, taskiq_topology};
 
 /// A message on its way out.
 #[derive(Debug, Clone, PartialEq)]

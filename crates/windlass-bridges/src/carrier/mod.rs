@@ -24,7 +24,7 @@ use windlass_core::{DeliveryId, QueueName, StoreError};
 use windlass_wire::{Frame, Malformed};
 
 pub use amqp::{
-    AmqpQueues, CeleryQueues, Outgoing, TaskiqProfile, TaskiqTopology, all_confirmed, celery_topology, publish,
+    AmqpQueues, Beside, CeleryQueues, Outgoing, TaskiqProfile, TaskiqTopology, all_confirmed, celery_topology, publish,
     taskiq_topology,
 };
 pub use channels::RedisChannels;

@@ -38,7 +38,7 @@ use windlass_wire::taskiq::{Broker, Delay, Message, Route, STREAM_FIELD, TaskRes
 
 use super::options::ResultOptions;
 use super::results::{Results, WaitError};
-use crate::carrier::{Outgoing, TaskiqTopology, all_confirmed, of_store, publish};
+use crate::carrier::{Beside, Outgoing, TaskiqTopology, all_confirmed, of_store, publish};
 
 /// Sends messages to one broker.
 #[async_trait]
@@ -138,7 +138,7 @@ impl Outlet for RedisOutlet {
 pub struct AmqpOutlet {
     amqp: Arc<Amqp>,
     exchange: String,
-    delay_queue: Option<String>,
+    delay_queue: Option<Beside>,
 }
 
 impl AmqpOutlet {
@@ -154,10 +154,11 @@ impl AmqpOutlet {
         if delays && self.delay_queue.is_none() {
             return Err(TransportError::Refused("there is no delay queue for a task with a delay".to_owned()));
         }
+        let delay_queue = self.delay_queue.as_ref().map(|beside| beside.name_for(queue));
         let route = Route {
             exchange: &self.exchange,
             routing_key: queue.as_str(),
-            delay: self.delay_queue.as_deref().map(Delay::Queue),
+            delay: delay_queue.as_deref().map(Delay::Queue),
             message_id: &Uuid::new_v4().simple().to_string(),
         };
         let frame = amqp_frame(message, &route);

@@ -3,7 +3,8 @@
 use serde_json::{Map, json};
 use windlass_amqp::{Amqp, Options, Published, Queue, Topology};
 use windlass_bridges::carrier::{
-    Carrier as _, CeleryQueues, Outgoing, TaskiqProfile, TaskiqTopology, celery_topology, publish, taskiq_topology,
+    Beside, Carrier as _, CeleryQueues, Outgoing, TaskiqProfile, TaskiqTopology, celery_topology, publish,
+    taskiq_topology,
 };
 use windlass_core::QueueName;
 use windlass_servers::{RabbitMq, rabbitmq_url};
@@ -44,7 +45,10 @@ fn celery_queues_are_declared_as_celery_declares_them() {
 #[test]
 fn taskiq_queues_are_declared_as_taskiq_declares_them() {
     let theirs = declared(&recording("taskiq", "aiopika-startup")["client_frames"]);
-    let of = TaskiqTopology { delay_queue: Some("taskiq.delay".to_owned()), ..TaskiqTopology::of(TaskiqProfile::V0_6) };
+    let of = TaskiqTopology {
+        delay_queue: Some(Beside::All("taskiq.delay".to_owned())),
+        ..TaskiqTopology::of(TaskiqProfile::V0_6)
+    };
     assert_eq!(sorted(&taskiq_topology(&of)), sorted(&theirs));
 }
 
@@ -57,6 +61,32 @@ fn arguments_of_taskiq_queues_go_over_those_of_the_version() {
     assert_eq!(dead_letters.arguments["x-queue-type"], "quorum");
     assert_eq!((&tasks.arguments["x-max-priority"], &tasks.arguments["x-queue-type"]), (&json!(9), &json!("classic")));
     assert_eq!(tasks.arguments["x-dead-letter-routing-key"], "taskiq.dead_letter");
+}
+
+/// Its sources say so: there is one application for each queue, and all of its queues are named after that one.
+#[test]
+fn queues_of_taskiq_0_4_have_dead_letters_and_delays_of_their_own() {
+    let queues = vec![QueueName::known("orders"), QueueName::known("mail")];
+    let topology = taskiq_topology(&TaskiqTopology { queues, ..TaskiqTopology::of(TaskiqProfile::V0_4) });
+    let argument = |queue: &Queue, name: &str| queue.arguments.get(name).cloned().unwrap_or_default();
+    let declared = topology.queues.iter().map(|queue| {
+        let (exchange, then) =
+            (argument(queue, "x-dead-letter-exchange"), argument(queue, "x-dead-letter-routing-key"));
+        (queue.name.as_str(), exchange, then)
+    });
+    let dead = |name| (name, json!(null), json!(null));
+    let goes = |name, then: &str| (name, json!(""), json!(then));
+    assert_eq!(
+        declared.collect::<Vec<_>>(),
+        [
+            dead("orders.dead_letter"),
+            dead("mail.dead_letter"),
+            goes("orders", "orders.dead_letter"),
+            goes("mail", "mail.dead_letter"),
+            goes("orders.delay", "orders"),
+            goes("mail.delay", "mail"),
+        ]
+    );
 }
 
 /// Declares it twice on the shared broker, by two programs: it differs in nothing.
@@ -109,8 +139,8 @@ async fn taskiq_messages_come_at_once_and_delayed_and_rejected_ones_are_dead_let
         let of = TaskiqTopology {
             exchange: name("taskiq-exchange").to_string(),
             queues: vec![queue.clone()],
-            dead_letter_queue: dead.to_string(),
-            delay_queue: has_delay.then(|| delay.clone()),
+            dead_letter_queue: Beside::All(dead.to_string()),
+            delay_queue: has_delay.then(|| Beside::All(delay.clone())),
             ..TaskiqTopology::of(profile)
         };
         let topology = taskiq_topology(&of);

@@ -121,9 +121,14 @@ async fn dies_and_is_followed(rig: &Rig, first: Box<dyn Carrier>, second: Box<dy
     let _victim = rig.node_over(Arc::clone(&store) as Arc<dyn Backend>, "victim", transport, &["taskiq"]).await;
     died.notified().await;
     store.cut();
-    // tidy: allow(sleep): only time makes it silent, and the first look for the dead comes with the first tick
-    tokio::time::sleep(SILENT).await;
-    let successor = rig.node("successor", taskiq::open(Arc::from(second), Broker::Redis, rig.options())).await;
+    let second = Arc::<dyn Carrier>::from(second);
+    if at != Dies::AfterAccept {
+        until("it is silent, and what it held is found", async || {
+            (second.recover().await.expect("an answer") > 0).then_some(())
+        })
+        .await;
+    }
+    let successor = rig.node("successor", taskiq::open(second, Broker::Redis, rig.options())).await;
     for number in 0..4 {
         assert_eq!(rig.result(&format!("t{number}")).await.return_value.as_str(), (number + 1).to_string(), "{at:?}");
     }

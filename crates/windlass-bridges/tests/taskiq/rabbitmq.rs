@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use windlass_bridges::carrier::{AmqpQueues, TaskiqProfile, TaskiqTopology, taskiq_topology};
+use windlass_bridges::carrier::{AmqpQueues, Beside, TaskiqProfile, TaskiqTopology, taskiq_topology};
 use windlass_bridges::taskiq::producer::{AmqpOutlet, Producer};
 use windlass_bridges::taskiq::{self, ResultOptions};
 use windlass_core::{Args, Due, Envelope, QueueName, State, TaskName};
@@ -16,8 +16,8 @@ fn topology() -> TaskiqTopology {
     TaskiqTopology {
         exchange: format!("taskiq-{id:016x}"),
         queues: vec![QueueName::known(&format!("taskiq-{id:016x}"))],
-        dead_letter_queue: format!("taskiq-{id:016x}.dead_letter"),
-        delay_queue: Some(format!("taskiq-{id:016x}.delay")),
+        dead_letter_queue: Beside::All(format!("taskiq-{id:016x}.dead_letter")),
+        delay_queue: Some(Beside::All(format!("taskiq-{id:016x}.delay"))),
         ..TaskiqTopology::of(TaskiqProfile::V0_6)
     }
 }

@@ -95,6 +95,32 @@ pub enum TaskiqProfile {
     V0_4,
 }
 
+/// What a queue beside the task queues is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beside {
+    /// There is one for all of them, with this name.
+    All(String),
+    /// Each has its own, whose name is that of the task queue with this behind it.
+    Each(&'static str),
+}
+
+impl Beside {
+    /// The name of the one beside this task queue.
+    pub fn name_for(&self, queue: &QueueName) -> String {
+        match self {
+            Self::All(name) => name.clone(),
+            Self::Each(ending) => format!("{queue}{ending}"),
+        }
+    }
+
+    /// Each of them with the first task queue that it is beside.
+    fn names<'queue>(&self, queues: &'queue [QueueName]) -> Vec<(String, &'queue QueueName)> {
+        let mut names: Vec<_> = queues.iter().map(|queue| (self.name_for(queue), queue)).collect();
+        names.dedup_by(|later, first| later.0 == first.0);
+        names
+    }
+}
+
 /// What an application of TaskIQ declares on RabbitMQ.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskiqTopology {
@@ -105,9 +131,9 @@ pub struct TaskiqTopology {
     /// The task queues, `taskiq` alone by default. Not empty.
     pub queues: Vec<QueueName>,
     /// Where rejected messages go.
-    pub dead_letter_queue: String,
+    pub dead_letter_queue: Beside,
     /// Where messages with the label `delay` wait. Of 0.4 every application has one; of 0.6 who asks for it.
-    pub delay_queue: Option<String>,
+    pub delay_queue: Option<Beside>,
     /// Arguments of the task queues, over those of the profile: `x-max-priority`, another `x-queue-type`.
     pub arguments: Map<String, Value>,
 }
@@ -115,15 +141,15 @@ pub struct TaskiqTopology {
 impl TaskiqTopology {
     /// What is declared when nothing else is said.
     pub fn of(profile: TaskiqProfile) -> Self {
-        let delay_queue = match profile {
-            TaskiqProfile::V0_6 => None,
-            TaskiqProfile::V0_4 => Some("taskiq.delay".to_owned()),
+        let (dead_letter_queue, delay_queue) = match profile {
+            TaskiqProfile::V0_6 => (Beside::All("taskiq.dead_letter".to_owned()), None),
+            TaskiqProfile::V0_4 => (Beside::Each(".dead_letter"), Some(Beside::Each(".delay"))),
         };
         Self {
             profile,
             exchange: "taskiq".to_owned(),
             queues: vec![QueueName::known("taskiq")],
-            dead_letter_queue: "taskiq.dead_letter".to_owned(),
+            dead_letter_queue,
             delay_queue,
             arguments: Map::new(),
         }
@@ -143,7 +169,7 @@ pub fn taskiq_topology(of: &TaskiqTopology) -> Topology {
     let task_queue = |name: &QueueName| {
         let mut queue = queue(name.as_str())
             .with("x-dead-letter-exchange", "")
-            .with("x-dead-letter-routing-key", of.dead_letter_queue.as_str());
+            .with("x-dead-letter-routing-key", of.dead_letter_queue.name_for(name));
         queue.arguments.extend(of.arguments.clone());
         queue
     };
@@ -154,9 +180,10 @@ pub fn taskiq_topology(of: &TaskiqTopology) -> Topology {
         };
         Binding::new(name.as_str(), &of.exchange, routing_key)
     };
-    let mut queues = vec![queue(&of.dead_letter_queue)];
+    let mut queues: Vec<Queue> = of.dead_letter_queue.names(&of.queues).iter().map(|(name, _)| queue(name)).collect();
     queues.extend(of.queues.iter().map(task_queue));
-    queues.extend(of.delay_queue.iter().map(|name| delay_queue(of, name).lasting(lasting)));
+    let delays = of.delay_queue.iter().flat_map(|beside| beside.names(&of.queues));
+    queues.extend(delays.map(|(name, first)| delay_queue(of, &name, first).lasting(lasting)));
     Topology {
         exchanges: vec![Exchange { lasting, ..Exchange::new(&of.exchange, "topic") }],
         queues,
@@ -166,9 +193,8 @@ pub fn taskiq_topology(of: &TaskiqTopology) -> Topology {
 }
 
 /// The queue whose dead letters are messages that have waited.
-fn delay_queue(of: &TaskiqTopology, name: &str) -> Queue {
-    let first = of.queues.first().map_or("", QueueName::as_str);
-    let queue = Queue::new(name).with("x-dead-letter-routing-key", first);
+fn delay_queue(of: &TaskiqTopology, name: &str, then: &QueueName) -> Queue {
+    let queue = Queue::new(name).with("x-dead-letter-routing-key", then.as_str());
     match of.profile {
         TaskiqProfile::V0_6 => {
             queue.with("x-dead-letter-exchange", of.exchange.as_str()).with("x-queue-type", json!("classic"))
