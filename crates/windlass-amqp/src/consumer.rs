@@ -4,7 +4,8 @@
 //! is in hands plus what is waited for. So the backlog stays with the broker, where other workers see it:
 //!
 //! 1. a take raises the prefetch and makes consumers, when there are none
-//! 2. what arrives is handed out at once   3. before anything is accepted the prefetch is lowered, so that nothing replaces it
+//! 2. what arrives is handed out at once; the rest of what was asked for may still come, and lies here for the next take
+//! 3. before anything is accepted the prefetch is lowered, so that nothing replaces it
 //! 4. when nobody has waited for a moment, the consumers are cancelled and what lies here is put back
 //!
 //! An acknowledgement has no answer. Behind each batch of them the prefetch is set to what it is: the answer to that says that
@@ -383,7 +384,10 @@ impl Consumer {
         let lying = self.desk.on_shelves();
         match self.prefetch {
             Prefetch::OfChannel => {
-                let prefetch = (self.desk.in_hands() + wanted.max(lying)).clamp(1, PREFETCH_MAX);
+                // What a take did not get may come while what it got is stored: the next take finds it here.
+                let coming = if wanted == 0 && open.has_consumers() { self.unfilled } else { 0 };
+                let here = self.desk.in_hands() + wanted.max(lying).max(coming);
+                let prefetch = here.clamp(1, PREFETCH_MAX);
                 let is_new = wanted > 0 && !open.has_consumers();
                 if is_new || (open.has_consumers() && prefetch != open.prefetch) {
                     // It takes effect in its place in the line: there is no answer to wait for.
