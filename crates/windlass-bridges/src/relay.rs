@@ -20,6 +20,9 @@ use crate::taskiq::producer::SendError as ToTaskiq;
 use crate::url::{BridgeUrl, InvalidUrl, Wire};
 use crate::{OpenError, celery, celery_producer, taskiq, taskiq_producer};
 
+/// For how long a task is left to the workers of ours that it is for.
+const NOT_OURS: Duration = Duration::from_secs(5);
+
 /// A broker that is away is asked again every half minute, for days.
 static SENDING: LazyLock<Definition> = LazyLock::new(|| Definition {
     name: TaskName::known("relay"),
@@ -60,6 +63,10 @@ pub async fn relay(url: &BridgeUrl, queues: &[QueueName], origin: &str) -> Resul
 }
 
 async fn send(cx: Cx<Outgoing>) -> Result<String, TaskError> {
+    if cx.envelope.origin.is_some() {
+        // It has come over a bridge, and waits here for its next attempt: a worker of ours has to make that.
+        return Err(TaskError::Snooze { after: NOT_OURS });
+    }
     if cx.envelope.flow.is_some() {
         return Err(TaskError::fatal(
             "a task that others follow is not relayed: they would follow when it is sent, and not when it has ended",

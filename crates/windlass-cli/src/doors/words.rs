@@ -70,14 +70,20 @@ pub(super) fn names(text: Option<&str>) -> Vec<String> {
     parts.filter(|part| !part.is_empty()).map(ToOwned::to_owned).collect()
 }
 
-/// The queues whose tasks a scheduler sends to the broker: those of the option or of the configuration, or this one.
-pub(super) fn relay(queues: Option<&str>, default: &str, global: &Global) -> Result<Option<Override>, Problem> {
+/// The queues whose tasks a scheduler sends to the broker: those of the option, or of the configuration. None by itself: workers
+/// of ours may be at the queue that producers use.
+pub(super) fn relay(out: &Out, queues: Option<&str>, global: &Global) -> Result<Option<Override>, Problem> {
     let said = names(queues);
     if !said.is_empty() {
         return Ok(Some(set("relay", "--queues", said.join(","))));
     }
-    let is_set = settings::load(&settings::sources(global, []))?.is_set("relay");
-    Ok((!is_set).then(|| set("relay", "the default queue", default)))
+    if !settings::load(&settings::sources(global, []))?.is_set("relay") {
+        out.warn(
+            "schedules fire into the store, for the workers of this program: name the queues whose tasks are to be sent to the \
+             broker with `-Q` or as `relay` in the configuration",
+        );
+    }
+    Ok(None)
 }
 
 /// Where the command works, as `--workdir` says.

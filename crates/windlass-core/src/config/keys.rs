@@ -288,13 +288,13 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Names with or without a weight; a queue without one counts as 1 when another has one.
 fn set_relay(config: &mut Config, items: &[String]) -> Result<(), String> {
     let queues: Result<Vec<QueueName>, _> = items.iter().map(QueueName::new).collect();
     config.relay = queues.map_err(|invalid| invalid.to_string())?;
     Ok(())
 }
 
+/// Names with or without a weight; a queue without one counts as 1 when another has one.
 fn set_queues(config: &mut Config, items: &[String]) -> Result<(), String> {
     let mut queues: Vec<QueueName> = Vec::with_capacity(items.len());
     let mut weights = BTreeMap::new();

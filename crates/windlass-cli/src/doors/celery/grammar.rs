@@ -252,7 +252,7 @@ pub(super) struct Beat {
     /// Refused: a service manager starts programs in the background
     #[arg(long)]
     pub(super) detach: bool,
-    /// The queues whose tasks are sent to the broker; an option of ours [config: relay, default: celery]
+    /// The queues whose tasks are sent to the broker; an option of ours [config: relay]
     #[arg(short = 'Q', long, value_name = "QUEUES")]
     pub(super) queues: Option<String>,
     /// Nothing: schedules are in the store

@@ -60,8 +60,7 @@ pub(super) fn beat(args: &Beat, top: &Top, global: &Global, out: &Out) -> Result
     log_to(&args.daemon, &name)?;
     let mut overrides =
         vec![words::set("bridge", found.from, &found.url), words::set("worker.node", "--hostname", &name)];
-    let default = found.bridge()?.get("default-queue").unwrap_or(DEFAULT_QUEUE).to_owned();
-    overrides.extend(words::relay(args.queues.as_deref(), &default, global)?);
+    overrides.extend(words::relay(out, args.queues.as_deref(), global)?);
     overrides.extend(args.loglevel.as_ref().map(|level| words::set("log.level", "--loglevel", level)));
     Ok(Way::Command(Box::new(Command::Scheduler(SchedulerArgs::translated(overrides)))))
 }

@@ -194,7 +194,7 @@ pub(super) struct Scheduler {
     pub(super) scheduler: String,
     #[command(flatten)]
     pub(super) python: Python,
-    /// The queues of the store whose tasks are sent to the broker; an option of ours [config: relay, default: taskiq]
+    /// The queues of the store whose tasks are sent to the broker; an option of ours [config: relay]
     #[arg(short = 'Q', long, value_name = "QUEUES")]
     pub(super) queues: Option<String>,
     /// Nothing: a slot that was missed fires by the policy of its schedule

@@ -66,7 +66,7 @@ pub(super) fn read(theirs: &[OsString], global: &mut Global, program: &Program) 
             words::warn_of_module(&out, "the scheduler", Some(&args.scheduler), program.name());
             words::warn_of(&out, &args.idle());
             let mut overrides = vec![words::set("bridge", found.from, &found.url)];
-            overrides.extend(words::relay(args.queues.as_deref(), DEFAULT_QUEUE, global)?);
+            overrides.extend(words::relay(&out, args.queues.as_deref(), global)?);
             overrides.extend(args.python.log_level.as_ref().map(|level| words::set("log.level", "--log-level", level)));
             Command::Scheduler(SchedulerArgs::translated(overrides))
         }
