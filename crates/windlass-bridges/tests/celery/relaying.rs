@@ -9,7 +9,7 @@ use windlass_core::flow::{Flow, Step};
 use windlass_core::view::Record;
 use windlass_core::worker::{Settings, Shutdown, ShutdownStep, Worker};
 use windlass_core::{
-    Args, Backend, Client, DeadReason, Envelope, NodeId, QueueName, State, SystemClock, TaskId, TaskName,
+    Args, Backend, Client, DeadReason, Envelope, Json, NodeId, QueueName, State, SystemClock, TaskId, TaskName,
 };
 use windlass_memory::MemoryStore;
 use windlass_servers::{Aof, Redis};
@@ -119,4 +119,15 @@ async fn a_task_that_others_follow_is_a_dead_letter_and_not_sent() {
 async fn nobody_knows_the_workers_of_bare_lists() {
     let url: BridgeUrl = "list+redis://localhost".parse().expect("a URL");
     assert!(matches!(relay(&url, &[QueueName::known("q")], "gen1@test").await, Err(OpenError::Url(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_come_over_a_bridge_is_left_to_the_workers_that_it_is_for() {
+    let rig = Rig::new().await;
+    let relay = Relay::to(&format!("celery+{}", rig.url)).await;
+    let id = relay.push(Envelope { origin: Some(Json::trusted("{}")), ..add() }).await;
+    let record = relay.until(&id, |record| record.state == State::Scheduled).await;
+    assert!(record.history.is_empty(), "{record:?}");
+    assert_eq!(rig.ask(&["LLEN", "celery"]).await.number(), Some(0));
+    relay.end().await;
 }
