@@ -10,6 +10,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use windlass_core::bridge::TransportError;
 use windlass_core::envelope::Due;
 use windlass_core::retry::{ATTEMPTS_MAX, RetryPolicy};
 use windlass_core::task::{Definition, Fields, Options};
@@ -22,6 +23,9 @@ use crate::{OpenError, celery, celery_producer, taskiq, taskiq_producer};
 
 /// For how long a task is left to the workers of ours that it is for.
 const NOT_OURS: Duration = Duration::from_secs(5);
+
+/// How often a broker is asked that refuses: some three minutes, so that somebody who is mending it may end.
+const REFUSED_MAX: u32 = 10;
 
 /// A broker that is away is asked again every half minute, for days.
 static SENDING: LazyLock<Definition> = LazyLock::new(|| Definition {
@@ -76,12 +80,35 @@ async fn send(cx: Cx<Outgoing>) -> Result<String, TaskError> {
     let envelope = Envelope { due: Due::Now, ..Envelope::clone(&cx.envelope) };
     match cx.state() {
         Outgoing::Celery(producer) => producer.enqueue(&envelope).await.map_err(|error| match error {
-            ToCelery::Transport(error) => TaskError::failed(error).class("unreachable"),
+            ToCelery::Transport(error) => not_sent(&error, cx.attempt),
             error => TaskError::fatal(error),
         }),
         Outgoing::TaskIq(producer) => producer.enqueue(&envelope).await.map_err(|error| match error {
-            ToTaskiq::Transport { error, .. } => TaskError::failed(error).class("unreachable"),
+            ToTaskiq::Transport { error, .. } => not_sent(&error, cx.attempt),
             error @ ToTaskiq::Unsendable(_) => TaskError::fatal(error),
         }),
+    }
+}
+
+/// A broker that is away comes back; one that refuses wants somebody to mend something, who looks at dead letters.
+fn not_sent(error: &TransportError, attempt: u32) -> TaskError {
+    match error {
+        TransportError::Unreachable(_) => TaskError::failed(error).class("unreachable"),
+        TransportError::Refused(_) if attempt < REFUSED_MAX => TaskError::failed(error).class("refused"),
+        TransportError::Refused(_) => TaskError::fatal(error).class("refused"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_is_away_is_waited_for_and_one_that_refuses_is_not() {
+        let refused = || TransportError::Refused("PRECONDITION_FAILED".to_owned());
+        let away = || TransportError::Unreachable("it is away".into());
+        assert!(matches!(not_sent(&away(), 1_000), TaskError::Failed(failure) if failure.class == "unreachable"));
+        assert!(matches!(not_sent(&refused(), 1), TaskError::Failed(failure) if failure.class == "refused"));
+        assert!(matches!(not_sent(&refused(), REFUSED_MAX), TaskError::Fatal(failure) if failure.class == "refused"));
     }
 }

@@ -328,6 +328,15 @@ fn whole_numbers_of_any_size_keep_every_digit_in_a_pickle() {
 }
 
 #[test]
+fn many_long_whole_numbers_are_refused_and_many_short_ones_are_not() {
+    let long = [&b"\x8b\xfa\x06\0\0"[..], &[1; 1_786]].concat();
+    let refused = pickle::decode(&[&b"\x80\x02"[..], &long.repeat(600)].concat()).unwrap_err();
+    assert!(refused.to_string().contains("long whole numbers take more than 1048576 bytes"), "{refused}");
+    let many = format!("[{}1]", "1099511627776,".repeat(200_000));
+    assert_eq!(pickle::decode(&pickle::encode(&Json::parse(&many).unwrap())).unwrap().as_str(), many);
+}
+
+#[test]
 fn every_form_of_json_is_written_and_what_is_no_text_is_none() {
     let all = r#"{"a\n":[null,true,false,-1,0.5,"🚀",[],{}],"":{"b":[[1],{"c":"\""}]}}"#;
     let spaced = all.replace(',', " ,\n ").replace(':', " : ");

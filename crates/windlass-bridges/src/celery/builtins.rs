@@ -74,7 +74,7 @@ async fn each(
             Ok(args) => args,
             Err(error) => return Outcome::Malformed(error.to_string()),
         };
-        let full = match handlers.run(&name, args).await {
+        let full = match run_one(&name, args, &mut handlers).await {
             Outcome::Done(result) => results.add(&result),
             Outcome::Error(TaskError::Skipped { .. }) => results.add(&Json::null()),
             Outcome::Unknown => return not_registered(&task),
@@ -85,6 +85,26 @@ async fn each(
         }
     }
     results.whole()
+}
+
+/// Runs an item until it has ended. One that is to run later is waited for here: the items before it would run again.
+async fn run_one(name: &TaskName, args: Args, handlers: &mut Handlers) -> Outcome {
+    loop {
+        let outcome = handlers.run(name, args.clone()).await;
+        let after = match &outcome {
+            Outcome::Error(TaskError::Throttled { after } | TaskError::Snooze { after }) => *after,
+            Outcome::Error(TaskError::Unavailable { until }) => until.since(handlers.now()),
+            Outcome::Error(TaskError::Awaits { signal, .. }) => {
+                let why = format_args!("an item waits for the signal `{signal}`, which nobody can send to it");
+                return Outcome::Error(TaskError::fatal(why));
+            }
+            _ => return outcome,
+        };
+        tokio::select! {
+            reason = handlers.stopped() => return stopped(reason),
+            () = tokio::time::sleep(after) => {}
+        }
+    }
 }
 
 /// A list that grows.

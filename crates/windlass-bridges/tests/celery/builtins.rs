@@ -73,6 +73,16 @@ async fn the_first_item_that_fails_is_the_failure_of_the_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_is_throttled_is_waited_for_and_those_before_it_do_not_run_again() {
+    let rig = Rig::new().await;
+    let working = rig.work().await;
+    rig.send(&over("celery.map", "busy", "t-1", json!([1, 2, 3]))).await;
+    assert_eq!(rig.until("t-1", "SUCCESS").await.result.as_str(), "[1, 3, 4]");
+    assert_eq!(rig.records().await[0].attempt, 1);
+    working.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_map_that_runs_is_terminated_with_the_item_that_runs() {
     let rig = Rig::new().await;
     let working = rig.work().await;

@@ -67,9 +67,9 @@ async fn a_node_answers_what_it_is_and_what_it_has() {
     assert_eq!(ask(&rig, Command::Scheduled).await[0]["request"]["id"], json!("later-1"));
     assert_eq!(ask(&rig, Command::Reserved).await, json!([]));
     let registered = ask(&rig, Command::Registered { items: Vec::new(), builtins: false }).await;
-    assert_eq!(registered, json!(["add", "endless", "fail", "flaky", "sum"]));
+    assert_eq!(registered, json!(["add", "busy", "endless", "fail", "flaky", "sum"]));
     let all = ask(&rig, Command::Registered { items: Vec::new(), builtins: true }).await;
-    assert_eq!(all, json!(["add", "celery.map", "celery.starmap", "endless", "fail", "flaky", "sum"]));
+    assert_eq!(all, json!(["add", "busy", "celery.map", "celery.starmap", "endless", "fail", "flaky", "sum"]));
     assert_eq!(ask(&rig, Command::ActiveQueues).await[0]["name"], json!("celery"));
     let found = ask(&rig, Command::QueryTask { ids: vec!["run-1".to_owned(), "nobody".to_owned()] }).await;
     assert_eq!((found["run-1"][0].clone(), found.get("nobody")), (json!("active"), None));

@@ -1,6 +1,7 @@
 //! A Redis server, a worker behind a bridge, and a producer that writes what Celery's clients write.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ pub(crate) const NODE: &str = "celery@test";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What has a handler here.
-const TASKS: [&str; 7] = ["add", "sum", "fail", "flaky", "endless", "celery.map", "celery.starmap"];
+const TASKS: [&str; 8] = ["add", "sum", "fail", "flaky", "busy", "endless", "celery.map", "celery.starmap"];
 
 /// Adds two numbers.
 #[derive(Task, Serialize, Deserialize)]
@@ -50,6 +51,13 @@ struct Fail {
 #[task(name = "flaky", output = u32, retries = 3)]
 struct Flaky {}
 
+/// Is throttled by its second call in this process, and answers the number of the call.
+#[derive(Task, Serialize, Deserialize)]
+#[task(name = "busy", output = u32, retries = 0)]
+struct Busy {
+    item: u32,
+}
+
 /// Runs until it is stopped.
 #[derive(Task, Serialize, Deserialize)]
 #[task(name = "endless", output = (), retries = 0)]
@@ -71,11 +79,18 @@ fn app() -> App {
         }
         Ok(cx.attempt)
     }
+    async fn busy(_task: Busy, _cx: Cx) -> Result<u32, TaskError> {
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        match CALLS.fetch_add(1, Ordering::SeqCst) + 1 {
+            2 => Err(TaskError::Throttled { after: Duration::from_millis(10) }),
+            call => Ok(call),
+        }
+    }
     async fn endless(_task: Endless, cx: Cx) -> Result<(), TaskError> {
         cx.stopped().await;
         Err(TaskError::failed("stopped"))
     }
-    App::new("test").task(add).task(sum).task(fail).task(flaky).task(endless)
+    App::new("test").task(add).task(sum).task(fail).task(flaky).task(busy).task(endless)
 }
 
 pub(crate) struct Rig {

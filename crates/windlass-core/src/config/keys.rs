@@ -289,8 +289,12 @@ fn cores() -> usize {
 }
 
 fn set_relay(config: &mut Config, items: &[String]) -> Result<(), String> {
-    let queues: Result<Vec<QueueName>, _> = items.iter().map(QueueName::new).collect();
-    config.relay = queues.map_err(|invalid| invalid.to_string())?;
+    let mut weighed = Config { relay: Vec::new(), ..config.clone() };
+    set_queues(&mut weighed, items)?;
+    if !weighed.worker.weights.is_empty() {
+        return Err("what is relayed has no weight: write the names alone".to_owned());
+    }
+    config.relay = weighed.worker.queues;
     Ok(())
 }
 

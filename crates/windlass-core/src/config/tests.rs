@@ -301,6 +301,8 @@ fn values_that_do_not_fit_are_refused_in_plain_words() {
         ("worker.queues", "\" , \"", "is empty: write names of queues"),
         ("worker.queues", "[[\"a\"]]", "a list of something other than texts and numbers does not fit"),
         ("worker.queues", "\"a,b,a\"", "queue `a` is named twice"),
+        ("relay", "\"a,b,a\"", "queue `a` is named twice"),
+        ("relay", "\"a=3\"", "what is relayed has no weight"),
         ("worker.queues", "\"a=0\"", "a weight is out of range"),
         ("worker.queues", "\"a=101\"", "a weight is out of range"),
         ("worker.queues", "{ a = { b = 1 } }", "a section does not fit"),

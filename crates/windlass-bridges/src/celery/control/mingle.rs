@@ -1,4 +1,4 @@
-//! What a node asks the others when it begins to listen: which tasks were revoked while it was not there. Celery calls it mingle.
+//! What a node asks the others when it first listens: which tasks were revoked while it was not there. Celery calls it mingle.
 //!
 //! Nothing waits for it: what they say is taken over as they say it.
 

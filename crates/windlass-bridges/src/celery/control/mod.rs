@@ -26,6 +26,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves control requests until it is stopped.
 pub(super) async fn serve(desk: Arc<Desk>, store: Arc<dyn Backend>, stop: CancellationToken) {
+    let mut has_asked = false;
     while !stop.is_cancelled() {
         let listening = tokio::select! {
             listening = desk.broker.requests(&desk.teller.hostname) => listening,
@@ -34,7 +35,9 @@ pub(super) async fn serve(desk: Arc<Desk>, store: Arc<dyn Backend>, stop: Cancel
         match listening {
             Ok(mut requests) => {
                 // Apart from this loop: two nodes that start at once ask each other.
-                tokio::spawn(mingle::with_neighbours(Arc::clone(&desk)));
+                if !std::mem::replace(&mut has_asked, true) {
+                    tokio::spawn(mingle::with_neighbours(Arc::clone(&desk)));
+                }
                 loop {
                     let request = tokio::select! {
                         request = requests.recv() => request,

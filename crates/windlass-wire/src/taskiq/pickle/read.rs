@@ -14,6 +14,10 @@ use crate::json::{self, BODY_BYTES_MAX};
 pub const PICKLE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The most values that a pickle builds, and the most that it stands for when a value is used several times.
 pub const NODES_MAX: usize = 1_000_000;
+/// The most bytes of the long whole numbers of a pickle together: to make digits of one takes the square of its length.
+const WHOLE_BYTES_MAX: usize = 1024 * 1024;
+/// One that takes no more is not long: lists of identifiers and of times may hold many.
+const WHOLE_BYTES_SHORT: usize = 32;
 /// How deeply its values may nest.
 pub const DEPTH_MAX: usize = 120;
 
@@ -33,7 +37,15 @@ pub fn decode(bytes: &[u8]) -> Result<Json, Malformed> {
     if bytes.len() > PICKLE_BYTES_MAX {
         return Err(Malformed::TooLarge { part: "pickle", size: bytes.len(), max: PICKLE_BYTES_MAX });
     }
-    let mut machine = Machine { bytes, at: 0, began: 0, nodes: Vec::new(), stack: Vec::new(), memo: HashMap::new() };
+    let mut machine = Machine {
+        bytes,
+        at: 0,
+        began: 0,
+        nodes: Vec::new(),
+        stack: Vec::new(),
+        memo: HashMap::new(),
+        whole_left: WHOLE_BYTES_MAX,
+    };
     let root = machine.run()?;
     let mut writer = Writer { nodes: &machine.nodes, text: String::new(), written: 0, at: machine.began };
     writer.value(root, 0)?;
@@ -69,6 +81,8 @@ struct Machine<'b> {
     nodes: Vec<Node>,
     stack: Vec<Item>,
     memo: HashMap<u32, Index>,
+    /// How many bytes long whole numbers may still take.
+    whole_left: usize,
 }
 
 impl Machine<'_> {
@@ -196,6 +210,11 @@ impl Machine<'_> {
         if length > whole::BYTES_MAX {
             let max = whole::BYTES_MAX;
             return Err(self.error(&format!("a whole number takes {length} bytes, the limit is {max}")));
+        }
+        if length > WHOLE_BYTES_SHORT {
+            let left = self.whole_left.checked_sub(length);
+            let refused = || self.error(&format!("its long whole numbers take more than {WHOLE_BYTES_MAX} bytes"));
+            self.whole_left = left.ok_or_else(refused)?;
         }
         Ok(whole::text(self.take(length)?))
     }
