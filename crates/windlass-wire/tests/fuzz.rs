@@ -143,6 +143,9 @@ fn plan() -> Plan {
 #[test]
 fn no_decoder_panics_whatever_the_bytes() {
     let Plan { each, seed, only } = plan();
+    if let Some(only) = &only {
+        assert!(targets::TARGETS.iter().any(|(name, _)| name == only), "WINDLASS_FUZZ_TARGET={only} is no decoder");
+    }
     let seeds = seeds();
     println!("WINDLASS_FUZZ_SEED={seed}, {} inputs to begin with", seeds.len());
     for (name, target) in targets::TARGETS {
