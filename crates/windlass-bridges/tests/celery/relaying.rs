@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use windlass_bridges::{BridgeUrl, OpenError, relay};
 use windlass_core::envelope::Due;
 use windlass_core::flow::{Flow, Step};
@@ -14,7 +15,7 @@ use windlass_core::{
 use windlass_memory::MemoryStore;
 use windlass_servers::{Aof, Redis};
 
-use crate::rig::{PATIENCE, Rig};
+use crate::rig::{PATIENCE, Rig, message};
 
 /// A node that sends what waits in the queue `celery` of a store of its own.
 struct Relay {
@@ -25,7 +26,10 @@ struct Relay {
 
 impl Relay {
     async fn to(url: &str) -> Self {
-        let store: Arc<dyn Backend> = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
+        Self::of(Arc::new(MemoryStore::new(Arc::new(SystemClock))), url).await
+    }
+
+    async fn of(store: Arc<dyn Backend>, url: &str) -> Self {
         let (url, queue): (BridgeUrl, _) = (url.parse().expect("a URL"), QueueName::known("celery"));
         let app = relay(&url, std::slice::from_ref(&queue), "gen1@test").await.expect("opened");
         let settings = Settings { queues: vec![(queue, 1)], ..Settings::new(NodeId::known("beat")) };
@@ -130,4 +134,20 @@ async fn what_has_come_over_a_bridge_is_left_to_the_workers_that_it_is_for() {
     assert!(record.history.is_empty(), "{record:?}");
     assert_eq!(rig.ask(&["LLEN", "celery"]).await.number(), Some(0));
     relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_beside_a_relay_of_its_queue_goes_on_counting_its_attempts() {
+    let rig = Rig::new().await;
+    let relay = Relay::of(Arc::new(rig.store.clone()), &format!("celery+{}", rig.url)).await;
+    let working = rig.work().await;
+    for number in 0..4 {
+        rig.send(&message("flaky", &format!("r-{number}"), json!([]))).await;
+    }
+    for number in 0..4 {
+        assert_eq!(rig.until(&format!("r-{number}"), "SUCCESS").await.result.as_str(), "2");
+    }
+    assert_eq!(rig.records().await.len(), 4, "none was sent again");
+    relay.end().await;
+    working.end().await;
 }

@@ -72,7 +72,7 @@ impl Top {
 pub(super) enum Verb {
     /// Work on the queues of the broker, until told to stop
     Worker(Box<Worker>),
-    /// Fire the schedules of the fleet's store, and send their messages to the broker
+    /// Fire the schedules of the fleet's store, and send what waits in the queues of -Q to the broker
     Beat(Beat),
     /// Ask the workers something
     Inspect(Inspect),

@@ -24,7 +24,7 @@ pub(super) struct Door {
 pub(super) enum Verb {
     /// Work on the queue of the broker, until told to stop
     Worker(Box<Worker>),
-    /// Fire the schedules of the fleet's store, and send their messages to the broker
+    /// Fire the schedules of the fleet's store, and send what waits in the queues of -Q to the broker
     Scheduler(Scheduler),
     /// Send a task by its name
     Task(Send),
