@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum as _;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::json;
 use windlass::bridges::redis::{Command, Line};
@@ -37,6 +38,7 @@ const RESULTS_EXPIRE: Duration = Duration::from_secs(120);
 EXAMPLES
   windlass bench bridges --store redis://127.0.0.1/0
   windlass bench bridges --store redis://127.0.0.1/0 --rabbitmq amqp://guest:guest@127.0.0.1/%2f
+  windlass bench bridges --store redis://127.0.0.1/0 --kind celery --kind taskiq_stream
   windlass bench bridges --store redis://127.0.0.1/0 --peer celery --peer taskiq --runs 5")]
 pub(crate) struct Args {
     /// Messages of each kind
@@ -48,6 +50,9 @@ pub(crate) struct Args {
     /// A RabbitMQ server: messages of Celery and TaskIQ over it are measured as well, into the same store
     #[arg(long, value_name = "URL")]
     rabbitmq: Option<String>,
+    /// Only this kind of messages; repeat it for several
+    #[arg(long, value_name = "KIND")]
+    kind: Vec<Kind>,
     /// A product to compare with: celery, taskiq; repeat it for both
     #[arg(long, value_name = "NAME")]
     peer: Vec<Peer>,
@@ -62,13 +67,18 @@ pub(crate) struct Args {
 }
 
 /// A kind of message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Kind {
     Celery,
+    #[value(name = "taskiq_list")]
     TaskIqList,
+    #[value(name = "taskiq_stream")]
     TaskIqStream,
+    #[value(name = "bare_json")]
     Bare,
+    #[value(name = "celery_rabbitmq")]
     CeleryOverRabbitMq,
+    #[value(name = "taskiq_rabbitmq")]
     TaskIqOverRabbitMq,
 }
 
@@ -76,15 +86,8 @@ impl Kind {
     const OVER_REDIS: [Self; 4] = [Self::Celery, Self::TaskIqList, Self::TaskIqStream, Self::Bare];
     const OVER_RABBITMQ: [Self; 2] = [Self::CeleryOverRabbitMq, Self::TaskIqOverRabbitMq];
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::Celery => "celery",
-            Self::TaskIqList => "taskiq_list",
-            Self::TaskIqStream => "taskiq_stream",
-            Self::Bare => "bare_json",
-            Self::CeleryOverRabbitMq => "celery_rabbitmq",
-            Self::TaskIqOverRabbitMq => "taskiq_rabbitmq",
-        }
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// The product whose worker is measured on the same messages.
@@ -116,9 +119,17 @@ struct Servers {
 }
 
 impl Servers {
-    fn kinds(&self) -> Vec<Kind> {
+    /// The kinds that can be measured, or those of them that are wanted.
+    fn kinds(&self, wanted: &[Kind]) -> Result<Vec<Kind>, Problem> {
+        if self.rabbitmq.is_none() && wanted.iter().any(|kind| Kind::OVER_RABBITMQ.contains(kind)) {
+            return Err(Problem::usage(
+                "this kind needs a RabbitMQ server",
+                "add --rabbitmq amqp://guest:guest@127.0.0.1/%2f",
+            ));
+        }
         let over_rabbitmq = self.rabbitmq.iter().flat_map(|_| Kind::OVER_RABBITMQ);
-        Kind::OVER_REDIS.into_iter().chain(over_rabbitmq).collect()
+        let all = Kind::OVER_REDIS.into_iter().chain(over_rabbitmq);
+        Ok(all.filter(|kind| wanted.is_empty() || wanted.contains(kind)).collect())
     }
 
     /// Where messages of a kind are.
@@ -217,7 +228,7 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
         peer.check(&args.peers)?;
     }
     let mut native = Runs::default();
-    let mut measured: Vec<Measured> = servers.kinds().into_iter().map(Measured::of).collect();
+    let mut measured: Vec<Measured> = servers.kinds(&args.kind)?.into_iter().map(Measured::of).collect();
     for number in 1..=args.repeat.runs {
         let say = |what: &str, rate: &Runs| {
             bench.progress(format_args!("run {number} of {}: {what} {}", args.repeat.runs, rate.text("tasks/s")));
@@ -226,7 +237,7 @@ pub(super) async fn run(bench: &Bench, args: &Args) -> Result<Report, Problem> {
         say("own tasks", &native);
         for Measured { kind, ours, theirs } in &mut measured {
             ours.add(drain_bridge(&bench.place, args, *kind, &servers).await?);
-            say(kind.name(), ours);
+            say(&kind.name(), ours);
             if let Some(peer) = kind.worker().filter(|peer| args.peer.contains(peer)) {
                 let (broker, results) = (servers.broker(*kind), Some(servers.redis.as_str()));
                 let said = peer.run_with_results(&args.peers, broker, results, args.peer_tasks, 2).await?;
