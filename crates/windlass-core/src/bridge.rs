@@ -7,8 +7,8 @@
 //! 2. take at most as many messages as there are free slots; the transport keeps the rest (`bridge/taking.rs`)
 //! 3. adopt them and claim, in one step of the store ([`crate::adoption`]); what makes no sense becomes a dead letter
 //!    (`bridge/adopting.rs`)
-//! 4. accept at the transport what is stored, put back what had no place (`bridge/letting_go.rs`)
-//! 5. hand the claims to the worker
+//! 4. put back what had no place, hand the claims to the worker
+//! 5. accept at the transport what is stored, while the worker is at it (`bridge/letting_go.rs`)
 //! 6. answer the producer, while the lease is held, then settle in the store (`bridge/telling.rs`)
 //!
 //! A crash anywhere redelivers a message that the store knows, or one that it never had; it never loses one. How a task ended
@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -47,7 +48,9 @@ use crate::backend::{
 use crate::limit::{LimitChange, LimitsView};
 use crate::note::{NoteAnswer, NoteAsk};
 use crate::transfer::{Transfer, Transferred};
-use crate::view::{Check, Counts, Filter, Health, Info, Listing, Node, NodeInfo, Page, Record, ScheduleRecord};
+use crate::view::{
+    Check, Counts, Filter, Health, Info, Listing, Node, NodeInfo, NodePhase, Page, Record, ScheduleRecord,
+};
 use crate::{Clock, DeliveryId, NodeId, SystemClock, TaskId};
 
 pub use answers::ANSWERS_MAX;
@@ -66,17 +69,19 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// What is asked of the transport besides messages may take this long; it must not keep a worker from its work.
 const ASIDE_WITHIN: Duration = Duration::from_secs(2);
 
-/// A store behind a foreign transport.
-#[derive(Debug)]
+/// A store behind a foreign transport. A clone is the same bridge.
+#[derive(Debug, Clone)]
 pub struct Bridge {
     store: Arc<dyn Backend>,
     transport: Arc<dyn Transport>,
     clock: Arc<dyn Clock>,
-    answers: Answers,
-    unheld: Unheld,
+    answers: Arc<Answers>,
+    unheld: Arc<Unheld>,
     /// How many messages are stored beyond the free slots.
     ahead: usize,
-    state: Mutex<Messages>,
+    state: Arc<Mutex<Messages>>,
+    /// How many batches are being accepted while their claims are at work.
+    leaving: watch::Sender<usize>,
 }
 
 /// Where messages are on their way.
@@ -110,10 +115,11 @@ impl Bridge {
             store,
             transport,
             clock: Arc::new(SystemClock),
-            answers: Answers::default(),
-            unheld: Unheld::default(),
+            answers: Arc::default(),
+            unheld: Arc::default(),
             ahead: 0,
-            state: Mutex::new(Messages {
+            leaving: watch::Sender::default(),
+            state: Arc::new(Mutex::new(Messages {
                 unaccepted: Vec::new(),
                 unreturned: Vec::new(),
                 let_go: Vec::new(),
@@ -124,7 +130,7 @@ impl Bridge {
                 doubtful: false,
                 recovered_at: None,
                 demand: None,
-            }),
+            })),
         }
     }
 
@@ -261,6 +267,9 @@ impl Backend for Bridge {
 
     async fn beat(&self, info: &NodeInfo, ttl: Duration) -> Result<(), StoreError> {
         self.store.beat(info, ttl).await?;
+        if info.phase == NodePhase::Stopped {
+            self.all_left().await;
+        }
         self.transport.beat(info).await;
         Ok(())
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 use tokio::time::Instant;
 use tracing::warn;
-use windlass_core::adoption::{Adopted, Adopting, Adoption};
+use windlass_core::adoption::{Adopted, Adopting, Adoption, Delivery};
 use windlass_core::backend::{Claim, Demand, Receipt, Renewal, Renewed, WAIT_MAX};
-use windlass_core::{DeadReason, Failure, StoreError, Verdict};
+use windlass_core::{DeadReason, Due, Envelope, Failure, StoreError, Timestamp, Verdict};
 
 use crate::Shared;
 use crate::backend::pushed_of;
@@ -73,18 +73,18 @@ async fn take(
     demand: &Demand,
     ticket: Option<&mut Ticket>,
 ) -> Result<(Vec<Claim>, Option<Duration>), StoreError> {
-    go_on(shared, demand, None, ticket).await
+    go_on(shared, demand, Vec::new(), None, ticket).await
 }
 
-/// Looks until the demand is served or nothing is left; the first look may have been made. A task that cannot be read becomes a
-/// dead letter instead of being claimed for ever.
+/// Looks until the demand is served or nothing is left; some claims and the first look may be there already. A task that cannot be
+/// read becomes a dead letter instead of being claimed for ever.
 async fn go_on(
     shared: &Arc<Shared>,
     demand: &Demand,
+    mut claims: Vec<Claim>,
     mut first: Option<Looked>,
     mut ticket: Option<&mut Ticket>,
 ) -> Result<(Vec<Claim>, Option<Duration>), StoreError> {
-    let mut claims: Vec<Claim> = Vec::new();
     loop {
         let rest = demand.max - claims.len();
         let room = if first.is_some() { rest } else { rest.min(CHUNK) };
@@ -214,13 +214,38 @@ pub(crate) async fn adopt(shared: &Arc<Shared>, adoption: &Adoption) -> Result<A
             encode::add_adoption(cmd, adoption);
         })
         .await?;
-    let Ok([adopted, looked]) = <[Value; 2]>::try_from(list(answer)?) else {
+    let Ok([adopted, looked, begun]) = <[Value; 3]>::try_from(list(answer)?) else {
         return Err(damaged("answer", "it says nothing about an adoption"));
     };
     let adopted = list(adopted)?.into_iter().map(adopted_of).collect::<Result<Vec<_>, _>>()?;
     let Some(demand) = demand else { return Ok(Adopting { adopted, claims: Vec::new() }) };
-    let (claims, _) = go_on(shared, demand, Some(looked_of(looked)?), None).await?;
+    let claims = begun_of(begun, &adoption.deliveries)?;
+    let (claims, _) = go_on(shared, demand, claims, Some(looked_of(looked)?), None).await?;
     Ok(Adopting { adopted, claims })
+}
+
+/// The deliveries that the script of an adoption has handed to the node at once: all that it says of them is where they are.
+fn begun_of(answer: Value, deliveries: &[Delivery]) -> Result<Vec<Claim>, StoreError> {
+    let mut parts = list(answer)?.into_iter();
+    let mut next = || parts.next().unwrap_or(Value::Nil);
+    let began_at = Timestamp::from_micros(row_number(&next())?);
+    let row_before = row_number(&next())?;
+    parts
+        .map(|place| {
+            let place = integer(&place)?;
+            let delivery = usize::try_from(place - 1).ok().and_then(|index| deliveries.get(index));
+            let Delivery { envelope, .. } = delivery.ok_or_else(|| damaged("answer", "there is no such delivery"))?;
+            Ok(Claim {
+                receipt: Receipt { id: envelope.id.clone(), fence: 1, row: row_before + place },
+                attempt: 1,
+                enqueued_at: began_at,
+                ready_at: began_at,
+                // As it would be read from the store: when it was due is over.
+                envelope: Arc::new(Envelope { due: Due::Now, ..envelope.clone() }),
+                memo: String::new(),
+            })
+        })
+        .collect()
 }
 
 fn adopted_of(answer: Value) -> Result<Adopted, StoreError> {
@@ -230,7 +255,7 @@ fn adopted_of(answer: Value) -> Result<Adopted, StoreError> {
     }
 }
 
-fn claim_of(row: i64, packed: &Packed, envelope: windlass_core::Envelope, memo: String) -> Claim {
+fn claim_of(row: i64, packed: &Packed, envelope: Envelope, memo: String) -> Claim {
     Claim {
         receipt: Receipt { id: packed.id.clone(), fence: packed.fence, row },
         attempt: packed.attempt,

@@ -32,14 +32,15 @@ const COMMON: &str = concat!(
 const FLOW: &str = include_str!("lua/flow.lua");
 const ADOPTION: &str = include_str!("lua/adoption.lua");
 
-/// A claim, up to its answer.
+/// A claim, up to its answer; with what comes before anything is taken.
 macro_rules! claim {
-    () => {
+    ($($before:literal)?) => {
         concat!(
             include_str!("lua/claim.lua"),
             include_str!("lua/pass.lua"),
             include_str!("lua/take.lua"),
             include_str!("lua/turns.lua"),
+            $(include_str!($before),)?
             include_str!("lua/serve.lua")
         )
     };
@@ -95,7 +96,7 @@ impl Script {
             Self::Open => include_str!("lua/open.lua"),
             Self::Push => include_str!("lua/push.lua"),
             Self::Claim => concat!(claim!(), "return answer"),
-            Self::Adopt => concat!(include_str!("lua/adopt.lua"), claim!(), include_str!("lua/adopted.lua")),
+            Self::Adopt => concat!(claim!("lua/adopt.lua"), include_str!("lua/adopted.lua")),
             Self::Renew => include_str!("lua/renew.lua"),
             Self::Settle => include_str!("lua/settle.lua"),
             Self::Read => include_str!("lua/read.lua"),

@@ -19,7 +19,7 @@ const ADOPT_TRIES: u32 = 3;
 const ADOPT_AGAIN: Duration = Duration::from_millis(50);
 
 impl Bridge {
-    /// Stores messages, accepts or returns them, and claims with what is left of the demand.
+    /// Stores messages, has them accepted or returns them, and claims with what is left of the demand.
     pub(super) async fn adopt_taken(
         &self,
         demand: Option<Demand>,
@@ -66,7 +66,7 @@ impl Bridge {
         }
         // Before they are accepted: then somebody tells it who finds the delivery known.
         self.send_answers().await;
-        self.accept(done).await;
+        self.accept_meanwhile(done);
         self.put_back(without_place).await;
         Ok(claims)
     }

@@ -1,17 +1,37 @@
-//! Messages leave the transport, or go back to it. Step 4; what fails waits for the next call.
+//! Messages go back to the transport, or leave it. Steps 4 and 5; what fails waits for the next call.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Bridge;
 use super::transport::{LetGo, Returned, Tag};
+use super::{ASIDE_WITHIN, Bridge};
 use crate::DeliveryId;
 
 /// How long a delivery is remembered that the transport was told to let go and did not confirm, and how many of them.
 pub(super) const UNCONFIRMED: (Duration, usize) = (Duration::from_secs(60), 100_000);
 
 impl Bridge {
+    /// Lets messages go while the caller goes on with what they have become: who dies before that has them known when they come
+    /// again, as ever.
+    pub(super) fn accept_meanwhile(&self, stored: Vec<(DeliveryId, Tag)>) {
+        if stored.is_empty() {
+            return;
+        }
+        self.leaving.send_modify(|batches| *batches += 1);
+        let bridge = self.clone();
+        tokio::spawn(async move {
+            bridge.accept(stored).await;
+            bridge.leaving.send_modify(|batches| *batches -= 1);
+        });
+    }
+
+    /// Waits until the transport has let everything go that it was told to let go; not for longer than it is given for that.
+    pub async fn all_left(&self) {
+        let mut leaving = self.leaving.subscribe();
+        drop(tokio::time::timeout(ASIDE_WITHIN, leaving.wait_for(|batches| *batches == 0)).await);
+    }
+
     /// Lets messages go, or does so later.
     pub(super) async fn accept(&self, stored: Vec<(DeliveryId, Tag)>) {
         let mut stored = stored;

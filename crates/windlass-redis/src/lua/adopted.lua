@@ -7,4 +7,4 @@ end
 for queue, amount in pairs(ready) do
   if amount > 0 then ring(queue, amount) end
 end
-return { adopted, answer }
+return { adopted, answer, begun }

@@ -43,8 +43,8 @@ local function forget_ended(t)
   remove({ t.row })
 end
 
--- Stores the task of a delivery under this row; answers what `push` answers.
-local function adopt_one(row, at, flaw, free)
+-- Stores the task of a delivery under this row; answers what `push` answers, and whether the taker has it.
+local function adopt_one(row, at, flaw, free, taker)
   local id, queue, name, priority, due, more, body =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
   local before = row_of(id)
@@ -72,16 +72,16 @@ local function adopt_one(row, at, flaw, free)
     of_queue.places = of_queue.places - 1
   end
   if t then forget_ended(t) end
-  add(row, id, queue, name, priority, due, more, body, READY)
-  return false
+  return false, add(row, id, queue, name, priority, due, more, body, READY, nil, taker)
 end
 
 -- Adopts what is in ARGV[first] on: how long deliveries are remembered, how many are forgotten, their notes; how many there
 -- are, then note, value and flaw of each, then what `push` takes of each. A flaw is a failure, or empty.
 --
 -- Answers for each what `push` answers, or -1 when it is known; the queues of the rows that were stored; how many became
--- ready, by queue. Nobody is woken for those.
-local function adopt_deliveries(first)
+-- ready, by queue: nobody is woken for those; what the taker has: the time, the row before that of the first delivery, and
+-- the places of its deliveries.
+local function adopt_deliveries(first, taker)
   local ttl, forgotten, gone = tonumber(ARGV[first]), tonumber(ARGV[first + 1]), {}
   for i = 1, forgotten do gone[i] = ARGV[first + 1 + i] end
   forget_notes(gone)
@@ -96,7 +96,8 @@ local function adopt_deliveries(first)
     if rows[i] then there[#there + 1] = rows[i] end
   end
   fetch(there)
-  local free, last = free_places(tasks, amount), amount > 0 and new_rows(amount)
+  local free, last = free_places(tasks, amount), amount > 0 and new_rows(amount) or 0
+  local begun = { now_text, string.format('%.0f', last) }
   for i = 1, amount do
     local name = names[i]
     if known[name] then
@@ -104,7 +105,8 @@ local function adopt_deliveries(first)
     else
       local at, row = notes + 3 * (i - 1), row_text(last + i)
       local id = wanted[i]
-      local answer = adopt_one(row, tasks + 7 * (i - 1), ARGV[at + 2], free)
+      local answer, begins = adopt_one(row, tasks + 7 * (i - 1), ARGV[at + 2], free, taker)
+      if begins then begun[#begun + 1] = i end
       local becomes = type(answer) == 'table' and answer[1] or answer
       answers[i] = answer
       if not answer then stored[row] = ARGV[tasks + 7 * (i - 1) + 1] end
@@ -119,5 +121,5 @@ local function adopt_deliveries(first)
   local ready = fresh
   fresh = {}
   flush()
-  return answers, stored, ready
+  return answers, stored, ready, begun
 end

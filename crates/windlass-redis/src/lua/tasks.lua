@@ -80,8 +80,9 @@ local function add_extra(row, flags, text)
   return flags
 end
 
--- Adds a task that is in `state` since it was pushed. Its unique key, if it has one, is free.
-local function add(row, id, queue, name, priority, due, more, body, state, reason)
+-- Adds a task that is in `state` since it was pushed. Its unique key, if it has one, is free. A task that nothing stands in
+-- the way of begins at once when there is a `taker`; answers whether it does.
+local function add(row, id, queue, name, priority, due, more, body, state, reason, taker)
   local flags, at, ready_at = 0, 0, now
   if more ~= '' then flags = add_extra(row, 0, more) end
   if state == READY then
@@ -105,16 +106,24 @@ local function add(row, id, queue, name, priority, due, more, body, state, reaso
   local rank = ready_at - priority * AGING
   if state == READY and not has(flags, F_EXPIRES) then
     -- What nearly every task is: without a table for it.
+    if taker and taker.queues[queue] and not taker.except[name] and not has(flags, F_KEYED + F_STARTED) then
+      local node = taker.node
+      keep(row, struct.pack(FORM, RUNNING, priority, flags, NO_REASON, 1, 0, 1, 0, rank, now, now, queue, name, node, id) .. body)
+      put(LEASE, row, taker.till)
+      count(queue, RUNNING, 1)
+      return true
+    end
     keep(row, struct.pack(FORM, READY, priority, flags, NO_REASON, 0, 0, 0, 0, rank, now, 0, queue, name, '', id) .. body)
     if not rank_texts[priority] then rank_texts[priority] = string.format('%.0f', rank) end
     put_ready(queue, name, has(flags, F_KEYED) and extras[row].key or nil, row, rank_texts[priority])
     count(queue, READY, 1)
     fresh[queue] = (fresh[queue] or 0) + 1
-    return
+    return false
   end
   enter({ row = row, state = state, priority = priority, flags = flags, reason = reason or NO_REASON, attempt = 0,
     crashes = 0, fence = 0, at = at, rank = rank, enqueued = now, started = 0, queue = queue, name = name, node = '',
     id = id, body = body })
+  return false
 end
 
 -- The task that has the id or the unique key of a new one.
