@@ -43,6 +43,7 @@
 //! | `schedule:ID`, `schedules`, `slots` | schedules |
 //! | `limits`, `rules`, `held`, `next`, `running` | limits; what there is of them; what is counted at gates (`lua/gates.lua`) |
 //! | `notes`, `note`, `note_ends`, `note_version` | notes: in their order, what they say, when they end |
+//! | `new_notes` | the names of notes that are not in the two orders yet: identities of deliveries, which live for a moment |
 //! | `node`, `beats`, `alive`, `orders:NODE`, `cancel:NODE` | the fleet |
 //! | `wait:QUEUE`, `watch`; channels `bell:HANDLE`, `ends` | who waits |
 //!

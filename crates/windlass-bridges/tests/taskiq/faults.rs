@@ -134,8 +134,9 @@ async fn dies_and_is_followed(rig: &Rig, first: Box<dyn Carrier>, second: Box<dy
     }
     let records = rig.until_records(4, State::Succeeded).await;
     assert_eq!(records.len(), 4, "{at:?}: no task twice");
-    // What was stored was claimed in the same step: that attempt is over, or spent though nothing has run.
-    let most = if at == Dies::AfterTake { 1 } else { 2 };
+    // What was stored was claimed in the same step: that attempt is over, or spent though nothing has run. So may be another one
+    // that the claim was given with which the dead node waited.
+    let most = if at == Dies::AfterTake { 1 } else { 3 };
     assert!(records.iter().all(|record| record.attempt <= most), "{at:?}: {records:?}");
     successor.stop().await;
 }

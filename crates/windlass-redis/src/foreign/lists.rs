@@ -105,10 +105,17 @@ impl Lists {
                 self.unanswered.lock().push(look);
             }
         })?;
-        triples(answer, |place| {
-            let place = usize::try_from(place.number()?).ok()?;
-            lists.get(place).cloned()
-        })
+        let mut parts = answer.list().into_iter();
+        let mut taken = Vec::with_capacity(parts.len() / 2);
+        while let Some(place) = parts.next() {
+            let list = place.number().and_then(|place| lists.get(usize::try_from(place).ok()?));
+            let (Some(list), Some(message)) = (list, parts.next().and_then(Reply::bytes)) else {
+                return Err(strange());
+            };
+            let token = format!("{}:{look}:{}", self.session, taken.len() + 1);
+            taken.push(Taken { token, list: list.clone(), message });
+        }
+        Ok(taken)
     }
 
     /// What was taken by looks whose answer was lost.
@@ -199,7 +206,7 @@ impl Lists {
         ];
         let keys = [self.holding(), self.sessions()];
         let answer = self.line.run(RECOVER, &keys, &args.map(String::into_bytes)).await?;
-        triples(answer, |list| String::from_utf8(list.bytes()?).ok())
+        triples(answer)
     }
 
     fn holding(&self) -> Vec<u8> {
@@ -219,14 +226,18 @@ fn list_and_message(entry: &[u8]) -> Option<(String, Vec<u8>)> {
     Some((String::from_utf8(list.to_vec()).ok()?, message.to_vec()))
 }
 
+fn strange() -> StoreError {
+    StoreError::Broken("the server answered something else than messages".to_owned())
+}
+
 /// Reads tokens, lists and messages.
-fn triples(answer: Reply, list_of: impl Fn(Reply) -> Option<String>) -> Result<Vec<Taken>, StoreError> {
-    let strange = || StoreError::Broken("the server answered something else than messages".to_owned());
+fn triples(answer: Reply) -> Result<Vec<Taken>, StoreError> {
+    let text = |part: Reply| part.bytes().and_then(|bytes| String::from_utf8(bytes).ok());
     let mut parts = answer.list().into_iter();
     let mut taken = Vec::with_capacity(parts.len() / 3);
     while let Some(token) = parts.next() {
-        let token = token.bytes().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(strange)?;
-        let list = parts.next().and_then(&list_of).ok_or_else(strange)?;
+        let token = text(token).ok_or_else(strange)?;
+        let list = parts.next().and_then(text).ok_or_else(strange)?;
         let message = parts.next().and_then(Reply::bytes).ok_or_else(strange)?;
         taken.push(Taken { token, list, message });
     }

@@ -19,20 +19,19 @@ local function forget_notes(names)
   many('ZREM', P .. 'note_ends', names)
 end
 
--- Writes notes that are kept for so long, whatever was there; `notes` is name and value in turn.
+-- Writes notes that are kept for so long, whatever was there; `notes` is name and value in turn. They get their places among
+-- the others with the next tick (`place_new_notes`): nearly all of them are forgotten before.
 local function write_notes(notes, ttl)
   if #notes == 0 then return end
-  local version, ends = new_numbers('note_version', #notes / 2), string.format('%.0f', now + ttl)
-  local texts, names, times = {}, {}, {}
+  local version, ends = new_numbers('note_version', #notes / 2), string.format(' %.0f ', now + ttl)
+  local texts, names = {}, {}
   for i = 1, #notes, 2 do
     version = version + 1
-    texts[i], texts[i + 1] = notes[i], string.format('%.0f', version) .. ' ' .. ends .. ' ' .. notes[i + 1]
-    names[i], names[i + 1] = '0', notes[i]
-    times[i], times[i + 1] = ends, notes[i]
+    texts[i], texts[i + 1] = notes[i], string.format('%.0f', version) .. ends .. notes[i + 1]
+    names[#names + 1] = notes[i]
   end
   many('HSET', P .. 'note', texts)
-  many('ZADD', P .. 'notes', names)
-  many('ZADD', P .. 'note_ends', times)
+  call('RPUSH', P .. 'new_notes', table.concat(names, '\n'))
 end
 
 -- Forgets a task that has ended.

@@ -33,6 +33,8 @@ local SHORT_BODY = 256
 -- A level of priority is worth five minutes of waiting.
 local AGING = 300000000
 local HISTORY_MAX = 20
+-- About so many notes are given their places with a tick.
+local NEW_NOTES_MAX = 20000
 
 local function has(flags, flag) return band(flags, flag) ~= 0 end
 local function without(flags, flag) return band(flags, bit.bnot(flag)) end

@@ -27,6 +27,7 @@ end
 
 if what == 'list' then
   local from, till, most, answer = ARGV[6], ARGV[7], tonumber(ARGV[8]), {}
+  repeat place_new_notes() until call('EXISTS', P .. 'new_notes') == 0
   while #answer < 4 * most do
     local names = call('ZRANGEBYLEX', P .. 'notes', from, till, 'LIMIT', 0, most - #answer / 4)
     if #names == 0 then break end

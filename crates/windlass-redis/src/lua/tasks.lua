@@ -397,6 +397,30 @@ local function count_all_running()
   flush()
 end
 
+-- Gives notes of deliveries their places in the order of all notes and in that of their ends, if they are still there. Each of
+-- `new_notes` is the names that one adoption has written, a line each.
+local function place_new_notes()
+  local names = {}
+  while #names < NEW_NOTES_MAX do
+    local batches = call('LRANGE', P .. 'new_notes', 0, 99)
+    if #batches == 0 then break end
+    call('LTRIM', P .. 'new_notes', #batches, -1)
+    for i = 1, #batches do
+      for name in string.gmatch(batches[i], '[^\n]+') do names[#names + 1] = name end
+    end
+  end
+  local texts, places, times = ask_many('HMGET', P .. 'note', names), {}, {}
+  for i = 1, #names do
+    local ends = texts[i] and string.match(texts[i], '^%S+ (%S+) ')
+    if ends then
+      places[#places + 1], places[#places + 2] = '0', names[i]
+      times[#times + 1], times[#times + 2] = ends, names[i]
+    end
+  end
+  many('ZADD', P .. 'notes', places)
+  many('ZADD', P .. 'note_ends', times)
+end
+
 -- Makes due tasks of a queue ready; answers how many.
 local function promote(queue, most)
   local key = P .. 'due:' .. queue

@@ -120,6 +120,7 @@ for _, old in ipairs(call('ZRANGEBYSCORE', P .. 'beats', '-inf', now - 864000000
   call('DEL', P .. 'orders:' .. old)
 end
 for _, key in ipairs({ 'watch', 'held', 'next' }) do call('ZREMRANGEBYSCORE', P .. key, '-inf', now) end
+place_new_notes()
 local old_notes = call('ZRANGEBYSCORE', P .. 'note_ends', '-inf', now, 'LIMIT', 0, most)
 if #old_notes > 0 then
   many('HDEL', P .. 'note', old_notes)

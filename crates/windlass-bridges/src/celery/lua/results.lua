@@ -8,14 +8,21 @@ local function status(text)
   local ok, document = pcall(cjson.decode, text)
   return ok and type(document) == 'table' and document.status or ''
 end
+local function set(key, text, ...)
+  if ttl > 0 then return redis.call('SET', key, text, 'EX', ttl, ...) end
+  return redis.call('SET', key, text, ...)
+end
+-- Writes over what is there, if it may.
+local function overwrite(key, text, over)
+  local is = status(redis.call('GET', key))
+  if is == 'SUCCESS' or (over == 'ready' and (is == 'FAILURE' or is == 'REVOKED')) then return false end
+  return set(key, text)
+end
 local written = {}
 for i, key in ipairs(KEYS) do
   local text, over = ARGV[2 * i], ARGV[2 * i + 1]
-  local before = redis.call('GET', key)
-  local is = before and status(before) or ''
-  local kept = is == 'SUCCESS' or (over == 'ready' and (is == 'FAILURE' or is == 'REVOKED'))
-  if not kept then
-    if ttl > 0 then redis.call('SETEX', key, ttl, text) else redis.call('SET', key, text) end
+  -- Nearly always there is nothing yet.
+  if set(key, text, 'NX') or overwrite(key, text, over) then
     redis.call('PUBLISH', key, text)
     written[#written + 1] = i
   end

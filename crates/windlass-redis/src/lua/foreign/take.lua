@@ -1,6 +1,7 @@
 -- Moves messages from the right ends of lists into the holding hash of a session.
 -- KEYS: holding, sessions, lists in their order. ARGV: how many, session, bytes, number of this look.
--- Answers {token, number of the list, message, ...}, or an error when nothing could be taken because of one.
+-- Answers {number of the list, message, ...}, or an error when nothing could be taken because of one. The token of a message is
+-- the session, the number of the look and the place in the answer, from 1.
 local left, session, bytes = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 -- First, because a full server refuses it, and what is popped must have a place.
 redis.call('ZADD', KEYS[2], redis.call('TIME')[1], session)
@@ -23,11 +24,11 @@ for list = 3, #KEYS do
   end
 end
 if #messages == 0 then return failed or {} end
-local answer, held = {}, {}
+local answer, held, before = {}, {}, session .. ':' .. ARGV[4] .. ':'
 for i, message in ipairs(messages) do
-  local name, token = KEYS[from[i]], session .. ':' .. ARGV[4] .. ':' .. i
-  held[#held + 1], held[#held + 2] = token, #name .. ':' .. name .. message
-  answer[#answer + 1], answer[#answer + 2], answer[#answer + 3] = token, from[i] - 3, message
+  local name, at = KEYS[from[i]], #held
+  held[at + 1], held[at + 2] = before .. i, #name .. ':' .. name .. message
+  answer[2 * i - 1], answer[2 * i] = from[i] - 3, message
   -- Many at once cost less, and the stack of Lua is short.
   if #held == 256 or i == #messages then
     redis.call('HSET', KEYS[1], unpack(held))
