@@ -5,10 +5,10 @@
 //! a frame of ours is the frame that a Python client would have sent, byte for byte.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
-use serde::Serialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use windlass_core::Json;
 
@@ -27,19 +27,29 @@ pub(crate) fn text<'b>(part: &'static str, bytes: &'b [u8], max: usize) -> Resul
 
 /// One JSON value from outside, with its depth checked.
 pub(crate) fn value(part: &'static str, text: &str) -> Result<Json, Malformed> {
-    Json::parse(&without_non_finite(text)).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
+    Json::parse(&finite(text)).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
 }
 
 /// Reads JSON from outside as a type.
 pub(crate) fn typed<T: DeserializeOwned>(part: &'static str, text: &str) -> Result<T, Malformed> {
-    let text = without_non_finite(text);
-    serde_json::from_str(&text).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
+    read(part, &finite(text))
+}
+
+/// Reads JSON that is [`finite`] as a type that may borrow from it.
+pub(crate) fn read<'t, T: Deserialize<'t>>(part: &'static str, text: &'t str) -> Result<T, Malformed> {
+    serde_json::from_str(text).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
 }
 
 /// Reads a JSON object from outside as a type. An array is no object, though a derived reader would take it for one.
 pub(crate) fn object<T: DeserializeOwned>(part: &'static str, text: &str) -> Result<T, Malformed> {
     check_object(part, text)?;
     typed(part, text)
+}
+
+/// The same for JSON that is [`finite`], as a type that may borrow from it.
+pub(crate) fn read_object<'t, T: Deserialize<'t>>(part: &'static str, text: &'t str) -> Result<T, Malformed> {
+    check_object(part, text)?;
+    read(part, text)
 }
 
 /// Refuses JSON that is no object.
@@ -54,8 +64,54 @@ pub(crate) fn check_object(part: &'static str, text: &str) -> Result<(), Malform
     }
 }
 
+/// What takes the members of an object one by one, in their order. When two have the same name the last one counts.
+pub(crate) trait Members<'t>: Default {
+    /// What a member is read as.
+    type Value: Deserialize<'t>;
+    fn put(&mut self, name: Cow<'t, str>, value: Self::Value);
+}
+
+/// Reads an object member by member.
+pub(crate) fn members<'t, D: Deserializer<'t>, M: Members<'t>>(deserializer: D) -> Result<M, D::Error> {
+    deserializer.deserialize_map(Taking(M::default()))
+}
+
+struct Taking<M>(M);
+
+impl<'t, M: Members<'t>> Visitor<'t> for Taking<M> {
+    type Value = M;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'t>>(mut self, mut map: A) -> Result<M, A::Error> {
+        while let Some(Name(name)) = map.next_key()? {
+            self.0.put(name, map.next_value()?);
+        }
+        Ok(self.0)
+    }
+}
+
+/// The name of a member, borrowed unless it has escapes: `Cow` alone is always read as owned.
+#[derive(Deserialize)]
+struct Name<'t>(#[serde(borrow)] Cow<'t, str>);
+
+/// The text, when it is text.
+pub(crate) fn text_of(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// The number, when it is a whole one from 0 to 255.
+pub(crate) fn small_number_of(value: &Value) -> Option<u8> {
+    value.as_u64().and_then(|number| u8::try_from(number).ok())
+}
+
 /// Replaces Python's numbers that JSON does not have by `null`. Borrows when there are none, which is nearly always.
-fn without_non_finite(text: &str) -> Cow<'_, str> {
+pub(crate) fn finite(text: &str) -> Cow<'_, str> {
     if !text.contains("NaN") && !text.contains("Infinity") {
         return Cow::Borrowed(text);
     }

@@ -1,7 +1,6 @@
 //! A task message: from a frame to an envelope, and back to a frame.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -11,7 +10,8 @@ use windlass_core::args::ARGS_BYTES_MAX;
 use windlass_core::envelope::{HEADERS_BYTES_MAX, HEADERS_MAX};
 use windlass_core::{Args, Due, Envelope, Json, Priority, QueueName, TaskId, TaskName, Timestamp};
 
-use super::canvas::Canvas;
+use super::canvas::{Canvas, Embed};
+use super::headers::Headers;
 use super::request::{Protocol, Request};
 use super::signature::{no_args, no_kwargs};
 use super::{body, repr};
@@ -131,12 +131,12 @@ impl Message {
         }
         let (embed, kwargs, args) = (parts.pop(), parts.pop(), parts.pop());
         let embed = embed.unwrap_or_else(Json::null);
-        let mut embed: BTreeMap<String, Json> = match embed.as_str() {
-            "null" => BTreeMap::new(),
-            embed => json::object("options in the body", embed)?,
-        };
-        let canvas = Canvas::decode(&mut embed)?;
-        let request = Request::decode(frame.headers.clone(), &frame.properties, canvas, &reading.zone)?;
+        let canvas = Canvas::decode(match embed.as_str() {
+            "null" => Embed::default(),
+            embed => json::read_object("options in the body", embed)?,
+        })?;
+        let headers = Headers::copied(&frame.headers);
+        let request = Request::decode(headers, frame.properties.clone(), canvas, &reading.zone)?;
         Self::of_parts(args, kwargs, request)
     }
 
@@ -147,7 +147,7 @@ impl Message {
             Err(_) => return Err(Malformed::Missing("header `task`")),
         };
         let BodyOne { args, kwargs } = json::object("body", text)?;
-        let canvas = Canvas::decode(&mut json::object("body", text)?)?;
+        let canvas = Canvas::decode(json::read_object("body", text)?)?;
         if let Some(group) = members.remove("taskset")
             && members.get("group").is_none_or(Value::is_null)
         {
@@ -159,7 +159,7 @@ impl Message {
         members.extend(
             frame.headers.iter().filter(|(name, _)| *name != "task").map(|(name, value)| (name.clone(), value.clone())),
         );
-        let request = Request::decode(members, &frame.properties, canvas, &reading.zone)?;
+        let request = Request::decode(members.into(), frame.properties.clone(), canvas, &reading.zone)?;
         Self::of_parts(args, kwargs, Request { protocol: Protocol::One, ..request })
     }
 

@@ -35,12 +35,14 @@ mod canvas;
 pub mod control;
 pub mod event;
 pub mod follow;
+mod headers;
 mod message;
 mod produce;
 pub mod repr;
 mod request;
 pub mod result;
 mod signature;
+mod stored;
 mod time;
 
 pub use canvas::Canvas;
