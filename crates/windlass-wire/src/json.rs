@@ -17,6 +17,9 @@ use crate::error::Malformed;
 /// The largest body that is read, in bytes, after it was decompressed.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// JSON with no more brackets than these nests less deeply than the 127 that [`Json::parse`] takes.
+const DEPTH_HARMLESS: usize = 100;
+
 /// Checks that bytes from outside are text of an acceptable size.
 pub(crate) fn text<'b>(part: &'static str, bytes: &'b [u8], max: usize) -> Result<&'b str, Malformed> {
     if bytes.len() > max {
@@ -28,6 +31,13 @@ pub(crate) fn text<'b>(part: &'static str, bytes: &'b [u8], max: usize) -> Resul
 /// One JSON value from outside, with its depth checked.
 pub(crate) fn value(part: &'static str, text: &str) -> Result<Json, Malformed> {
     Json::parse(&finite(text)).map_err(|error| Malformed::NotJson { part, reason: error.to_string() })
+}
+
+/// Refuses JSON that nests too deeply. For JSON that is valid: to check that, reading it is enough.
+pub(crate) fn check_depth(part: &'static str, text: &str) -> Result<(), Malformed> {
+    // Counting is cheap. Brackets in strings are counted too, which is why they do not decide.
+    let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    if brackets <= DEPTH_HARMLESS { Ok(()) } else { value(part, text).map(drop) }
 }
 
 /// Reads JSON from outside as a type.

@@ -295,6 +295,73 @@ fn the_origin_of_another_wire_is_none_of_celery_whatever_its_members_are() {
     }
 }
 
+fn in_two_steps(element: &[u8]) -> Result<Message, Malformed> {
+    Message::decode(&kombu::decode(element)?, &Reading::default())
+}
+
+#[test]
+fn an_element_is_read_at_once_as_it_is_in_two_steps() {
+    for Vector { name, data } in vectors("celery", "msg-redis-") {
+        for message in data["messages"].as_array().unwrap() {
+            let element = bytes(&message["list_item"]);
+            assert_eq!(Message::of_element(&element, &Reading::default()), in_two_steps(&element), "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_unusual_element_is_read_or_refused_at_once_as_it_is_in_two_steps() {
+    let element = |headers: &str, properties: &str, body: &str| {
+        format!(r#"{{"body": {body:?}, "headers": {headers}, "properties": {properties}}}"#)
+    };
+    let many = |count: usize, name: &dyn Fn(usize) -> String| {
+        let members: Vec<String> = (0..count).map(|at| format!(r#""{}": {at}"#, name(at))).collect();
+        format!(r#"{{"task": "t", "id": "1", {}}}"#, members.join(", "))
+    };
+    let (one, each) = (|_: usize| "x".to_owned(), |at: usize| format!("x{at}"));
+    let (plain, body) = (r#"{"task": "t", "id": "1"}"#, "[[], {}, null]");
+    let deep = |depth: usize| format!("[{}{}, {{}}, null]", "[".repeat(depth), "]".repeat(depth));
+    let in_text = format!(r#"[["{}"], {{}}, null]"#, "[".repeat(1000));
+    for (read, element) in [
+        (true, element(plain, "null", body)),
+        (true, element(plain, r#"{"priority": "x", "reply_to": 5, "delivery_info": [], "delivery_mode": 256}"#, body)),
+        (true, element(plain, r#"{"delivery_info": {"routing_key": "a"}, "delivery_info": {"exchange": "b"}}"#, body)),
+        (true, element(r#"{"task": "t", "id": "1", "x": NaN, "y": 123456789012345678901234567890}"#, "{}", body)),
+        (true, element(r#"{"task": 5, "id": "1", "task": "t", "x": {"y": [Infinity]}}"#, "{}", body)),
+        (
+            true,
+            element(plain, "{}", r#"[[NaN, 123456789012345678901234567890], {}, {"chain": null, "later": -Infinity}]"#),
+        ),
+        (true, element(r#"{"lang": "py"}"#, "{}", r#"{"task": "t", "id": "1", "args": [1], "taskset": "g"}"#)),
+        (true, element(&many(254, &each), "{}", body)),
+        (false, element(&many(255, &each), "{}", body)),
+        (true, element(&many(300, &one), "{}", body)),
+        (true, element(plain, &many(62, &each), body)),
+        (false, element(plain, &many(63, &each), body)),
+        (true, element(plain, &many(100, &one), body)),
+        (true, element(plain, "{}", &deep(126))),
+        (false, element(plain, "{}", &deep(127))),
+        (true, element(plain, "{}", &in_text)),
+        (false, element(plain, "{}", "[[], {}]")),
+        (false, element(plain, "{}", "[[], {}, null")),
+        (false, element(plain, "5", body)),
+        (false, element("[]", "{}", body)),
+        (false, element(r#"{"task": "t"}"#, "{}", body)),
+        (false, element(r#"{"task": null, "id": "1"}"#, "{}", body)),
+        (false, element(r#"{"task": "t", "id": "1", "x": "\ud800"}"#, "{}", body)),
+        (false, element(r#"{"task": "t", "id": "1", "x": 1e999}"#, "{}", body)),
+        (false, element(plain, r#"{"x": "\ud800"}"#, body)),
+        (false, element(plain, r#"{"body_encoding": "rot13"}"#, body)),
+        (false, element(r#"{"task": "t", "id": "1", "compression": "x"}"#, "{}", body)),
+        (false, "[]".to_owned()),
+        (false, r#"{"headers": {"task": "t", "id": "1"}}"#.to_owned()),
+    ] {
+        let at_once = Message::of_element(element.as_bytes(), &Reading::default());
+        assert_eq!(at_once, in_two_steps(element.as_bytes()), "{element}");
+        assert_eq!(at_once.is_ok(), read, "{element}: {:?}", at_once.err());
+    }
+}
+
 #[test]
 fn the_plain_call_is_read_in_full() {
     for name in ["msg-redis-delay-args", "msg-amqp-delay-args"] {

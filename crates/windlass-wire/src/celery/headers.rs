@@ -28,6 +28,10 @@ pub(super) struct Headers {
     pub(super) replaced_task_nesting: Value,
     pub(super) stamped_headers: Value,
     pub(super) stamps: Value,
+    /// How the body is compressed: about the frame, not about the task.
+    pub(super) compression: Value,
+    /// How many were put in, those with the same name counted again.
+    pub(super) len: usize,
     /// What Celery does not know.
     pub(super) extra: Map<String, Value>,
 }
@@ -77,7 +81,8 @@ impl Headers {
             "replaced_task_nesting" => &mut self.replaced_task_nesting,
             "stamped_headers" => &mut self.stamped_headers,
             "stamps" => &mut self.stamps,
-            "lang" | "compression" | "redelivered" => return Place::OfTheFrame,
+            "compression" => &mut self.compression,
+            "lang" | "redelivered" => return Place::OfTheFrame,
             _ => return Place::Extra,
         })
     }
@@ -97,6 +102,7 @@ impl<'t> Members<'t> for Headers {
     type Value = Value;
 
     fn put(&mut self, name: Cow<'t, str>, value: Value) {
+        self.len += 1;
         match self.place(&name) {
             Place::Known(place) => *place = value,
             Place::OfTheFrame => {}

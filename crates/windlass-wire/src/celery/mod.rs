@@ -17,6 +17,7 @@
 //! | when | what to call |
 //! |---|---|
 //! | a frame arrives | [`Message::decode`], [`Message::envelope`], [`Request::attach`] |
+//! | an element of a Redis list arrives | [`Message::of_element`], then the same |
 //! | an attempt starts | [`ResultDocument::started`], [`Event`] |
 //! | it succeeded | [`follow::success`], then [`ResultDocument::success`] with the children, then [`ChordPart`] |
 //! | it gave up | [`ResultDocument::failure`], [`ChordPart`], [`follow::failure`] |
