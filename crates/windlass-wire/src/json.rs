@@ -166,31 +166,42 @@ pub(crate) fn string_end(text: &str) -> usize {
 /// Works on tokens, so that numbers keep every digit and keys keep their order. Takes valid JSON.
 pub(crate) fn python_text(json: &str) -> String {
     let mut out = String::with_capacity(json.len() + json.len() / 8);
-    let mut rest = json;
-    while let Some(char) = rest.chars().next() {
-        let taken = match char {
-            '"' => {
-                let end = string_end(rest);
-                push_ascii(&mut out, &rest[..end]);
-                end
-            }
-            ',' | ':' => {
-                out.push(char);
-                out.push(' ');
-                1
-            }
-            char if char.is_ascii_whitespace() => 1,
-            char => {
-                out.push(char);
-                char.len_utf8()
-            }
-        };
-        rest = &rest[taken..];
-    }
+    push_python_text(&mut out, json);
     out
 }
 
+fn push_python_text(out: &mut String, json: &str) {
+    let special = |byte: u8| matches!(byte, b'"' | b',' | b':') || byte.is_ascii_whitespace();
+    let mut rest = json;
+    while let Some(at) = rest.bytes().position(special) {
+        let (plain, from) = rest.split_at(at);
+        out.push_str(plain);
+        let taken = match from.as_bytes()[0] {
+            b'"' => {
+                let end = string_end(from);
+                push_ascii(out, &from[..end]);
+                end
+            }
+            b',' => {
+                out.push_str(", ");
+                1
+            }
+            b':' => {
+                out.push_str(": ");
+                1
+            }
+            _ => 1,
+        };
+        rest = &from[taken..];
+    }
+    out.push_str(rest);
+}
+
 fn push_ascii(out: &mut String, text: &str) {
+    if text.is_ascii() {
+        out.push_str(text);
+        return;
+    }
     for char in text.chars() {
         if char.is_ascii() {
             out.push(char);
@@ -200,6 +211,57 @@ fn push_ascii(out: &mut String, text: &str) {
                 let _ = write!(out, "\\u{unit:04x}");
             }
         }
+    }
+}
+
+/// An object that is written member by member, as Python writes it.
+pub(crate) struct PythonObject(String);
+
+impl PythonObject {
+    /// Enough for the result of a task that says little.
+    const BYTES_USUAL: usize = 256;
+
+    pub(crate) fn new() -> Self {
+        Self(String::with_capacity(Self::BYTES_USUAL))
+    }
+
+    /// A member that is valid JSON.
+    pub(crate) fn json(&mut self, name: &str, value: &str) {
+        self.name(name);
+        push_python_text(&mut self.0, value);
+    }
+
+    /// A member that is text.
+    pub(crate) fn text(&mut self, name: &str, text: &str) {
+        self.name(name);
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
+            self.0.push('"');
+            self.0.push_str(text);
+            self.0.push('"');
+        } else {
+            push_ascii(&mut self.0, &quoted(text));
+        }
+    }
+
+    /// A member that is text or `null`.
+    pub(crate) fn nullable(&mut self, name: &str, text: Option<&str>) {
+        match text {
+            Some(text) => self.text(name, text),
+            None => self.json(name, "null"),
+        }
+    }
+
+    /// `name` is plain: it has no character that is escaped.
+    fn name(&mut self, name: &str) {
+        self.0.push_str(if self.0.is_empty() { "{\"" } else { ", \"" });
+        self.0.push_str(name);
+        self.0.push_str("\": ");
+    }
+
+    /// The text of the object, which has a member.
+    pub(crate) fn end(mut self) -> String {
+        self.0.push('}');
+        self.0
     }
 }
 
@@ -241,6 +303,30 @@ mod tests {
             assert_eq!(python_text(json), python);
             assert_eq!(python_text(python), python, "twice changes nothing");
         }
+    }
+
+    #[test]
+    fn an_object_is_written_member_by_member_as_it_is_in_one_piece() {
+        for text in ["", "plain", "\"quoted\\\"", "line\nend\u{1}", "\u{43f} \u{1f680}", "\u{7f}", "a, b: c"] {
+            let mut object = PythonObject::new();
+            object.text("text", text);
+            object.nullable("nothing", None);
+            let json = "[1,{\"a\":\"\u{43f}, :\"}]";
+            object.json("json", json);
+            let whole = format!(r#"{{"text":{},"nothing":null,"json":{json}}}"#, quoted(text));
+            assert_eq!(object.end(), python_text(&whole));
+        }
+    }
+
+    #[test]
+    fn what_nests_at_the_limit_passes_and_one_over_does_not() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        for depth in [1, DEPTH_HARMLESS, DEPTH_HARMLESS + 1, 127] {
+            assert_eq!(check_depth("body", &nested(depth)), Ok(()), "{depth}");
+        }
+        assert_eq!(check_depth("body", &nested(128)), value("body", &nested(128)).map(drop));
+        assert!(check_depth("body", &nested(128)).is_err());
+        assert_eq!(check_depth("body", &format!("\"{}\"", "[".repeat(1000))), Ok(()), "brackets in a string are text");
     }
 
     #[test]
