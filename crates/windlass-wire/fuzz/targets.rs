@@ -35,6 +35,9 @@ pub(crate) const TARGETS: [(&str, Target); 12] = [
 
 /// An element of a Redis list, and the task in it.
 pub(crate) fn kombu_element(bytes: &[u8]) {
+    let reading = Reading::default();
+    let in_two_steps = kombu::decode(bytes).and_then(|frame| Message::decode(&frame, &reading));
+    assert_eq!(Message::of_element(bytes, &reading), in_two_steps, "at once");
     let Ok(frame) = kombu::decode(bytes) else { return };
     let again = kombu::decode(kombu::encode(&frame).as_bytes()).expect("what was written is read");
     assert_eq!(again.body, frame.body);

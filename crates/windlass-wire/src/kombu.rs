@@ -13,12 +13,12 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use crate::error::Malformed;
 use crate::frame::{FRAME_BYTES_MAX, Frame, HEADERS_MAX, Properties};
-use crate::json;
+use crate::json::{self, Members};
 
 /// What separates the parts of a key: a queue from its priority, the parts of a binding.
 pub const SEPARATOR: &str = "\u{6}\u{16}";
@@ -34,8 +34,9 @@ pub const UNACKED_MUTEX: &str = "unacked_mutex";
 /// The most members of `properties` and of `delivery_info` are few; this bounds what a stranger may write there.
 const PROPERTIES_MAX: usize = 64;
 
+/// An element with its headers as `H`: a map, or a type that takes them as they are read.
 #[derive(Deserialize)]
-struct Element<'e> {
+struct Element<'e, H> {
     #[serde(borrow, default)]
     body: Option<Cow<'e, str>>,
     #[serde(borrow, default, rename = "content-encoding")]
@@ -43,9 +44,60 @@ struct Element<'e> {
     #[serde(borrow, default, rename = "content-type")]
     content_type: Option<Cow<'e, str>>,
     #[serde(default)]
-    headers: Option<Map<String, Value>>,
-    #[serde(default)]
-    properties: Option<Map<String, Value>>,
+    headers: Option<H>,
+    #[serde(borrow, default)]
+    properties: Option<ElementProperties<'e>>,
+}
+
+/// The properties of an element. Members of the wrong type count as absent: kombu does not look at them either.
+#[derive(Default)]
+struct ElementProperties<'e> {
+    known: Properties,
+    body_encoding: Value,
+    names: Vec<Cow<'e, str>>,
+}
+
+impl<'e> Members<'e> for ElementProperties<'e> {
+    type Value = Value;
+
+    fn put(&mut self, name: Cow<'e, str>, mut value: Value) {
+        let known = &mut self.known;
+        match &*name {
+            "correlation_id" => known.correlation_id = json::text_of(value),
+            "reply_to" => known.reply_to = json::text_of(value),
+            "delivery_mode" => known.delivery_mode = json::small_number_of(&value),
+            "priority" => known.priority = value.as_i64(),
+            "expiration" => known.expiration = json::text_of(value),
+            "message_id" => known.message_id = json::text_of(value),
+            "delivery_tag" => known.delivery_tag = json::text_of(value),
+            "delivery_info" => {
+                let mut take = |member| value.as_object_mut().and_then(|info| info.remove(member)).unwrap_or_default();
+                known.exchange = json::text_of(take("exchange")).unwrap_or_default();
+                known.routing_key = json::text_of(take("routing_key")).unwrap_or_default();
+                known.redelivered = take("redelivered") == Value::Bool(true);
+            }
+            "body_encoding" => self.body_encoding = value,
+            _ => {}
+        }
+        self.names.push(name);
+    }
+}
+
+impl<'de: 'e, 'e> Deserialize<'de> for ElementProperties<'e> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        json::members::<D, ElementProperties<'de>>(deserializer)
+    }
+}
+
+impl ElementProperties<'_> {
+    /// Whether it has more members than what is read; of those with the same name only one counts.
+    fn too_many(&mut self) -> bool {
+        if self.names.len() > PROPERTIES_MAX {
+            self.names.sort_unstable();
+            self.names.dedup();
+        }
+        self.names.len() > PROPERTIES_MAX
+    }
 }
 
 /// Reads an element of a list or a message of a channel.
@@ -56,7 +108,7 @@ struct Element<'e> {
 pub fn decode(element: &[u8]) -> Result<Frame, Malformed> {
     let text = json::text("list element", element, FRAME_BYTES_MAX)?;
     json::check_object("list element", text)?;
-    let element: Element<'_> = match serde_json::from_str(text) {
+    let element: Element<'_, Map<String, Value>> = match serde_json::from_str(text) {
         Ok(element) => element,
         // A header may hold a number that JSON does not have: read it once more, slowly.
         Err(_) => return decode_value(json::typed("list element", text)?),
@@ -65,58 +117,56 @@ pub fn decode(element: &[u8]) -> Result<Frame, Malformed> {
 }
 
 fn decode_value(element: Value) -> Result<Frame, Malformed> {
-    let text = element.to_string();
-    let element: Element<'_> = serde_json::from_str(&text)
-        .map_err(|error| Malformed::NotJson { part: "list element", reason: error.to_string() })?;
-    into_frame(element)
+    into_frame(json::read("list element", &element.to_string())?)
 }
 
-fn into_frame(element: Element<'_>) -> Result<Frame, Malformed> {
+fn into_frame(element: Element<'_, Map<String, Value>>) -> Result<Frame, Malformed> {
+    let Parts { headers, properties, body } = into_parts(element, Map::len)?;
+    Ok(Frame { headers, properties, body })
+}
+
+/// What [`decode`] reads, with the headers as another type.
+pub(crate) struct Parts<H> {
+    pub(crate) headers: H,
+    pub(crate) properties: Properties,
+    pub(crate) body: Vec<u8>,
+}
+
+/// Reads an element as [`decode`] does, without making a map of its headers. `len` says how many there are at most.
+///
+/// `None` when something is wrong with it, or may be: `decode` says what.
+pub(crate) fn parts<'e, H>(element: &'e [u8], len: impl FnOnce(&H) -> usize) -> Option<Parts<H>>
+where
+    H: Deserialize<'e> + Default,
+{
+    let text = json::text("list element", element, FRAME_BYTES_MAX).ok()?;
+    let element: Element<'_, H> = json::read_object("list element", text).ok()?;
+    into_parts(element, len).ok()
+}
+
+fn into_parts<H: Default>(element: Element<'_, H>, len: impl FnOnce(&H) -> usize) -> Result<Parts<H>, Malformed> {
     let body = element.body.ok_or(Malformed::Missing("`body` of the list element"))?;
     let headers = element.headers.unwrap_or_default();
-    let members = element.properties.unwrap_or_default();
-    if headers.len() > HEADERS_MAX {
+    let mut properties = element.properties.unwrap_or_default();
+    if len(&headers) > HEADERS_MAX {
         return Err(Malformed::TooMany { part: "`headers`", max: HEADERS_MAX });
     }
-    if members.len() > PROPERTIES_MAX {
+    if properties.too_many() {
         return Err(Malformed::TooMany { part: "`properties`", max: PROPERTIES_MAX });
     }
-    let body = match members.get("body_encoding") {
-        None | Some(Value::Null) => body.into_owned().into_bytes(),
-        Some(Value::String(encoding)) if encoding == "base64" => {
+    let body = match properties.body_encoding {
+        Value::Null => body.into_owned().into_bytes(),
+        Value::String(encoding) if encoding == "base64" => {
             STANDARD.decode(body.as_bytes()).map_err(|error| Malformed::damaged("base64 of the body", error))?
         }
-        Some(_) => return Err(Malformed::shape("`body_encoding`", "`base64` or absent")),
+        _ => return Err(Malformed::shape("`body_encoding`", "`base64` or absent")),
     };
     let properties = Properties {
         content_type: element.content_type.map(Cow::into_owned),
         content_encoding: element.content_encoding.map(Cow::into_owned),
-        ..properties_of(&members)
+        ..properties.known
     };
-    Ok(Frame { headers, properties, body })
-}
-
-/// Members of the wrong type count as absent: kombu does not look at them either.
-fn properties_of(members: &Map<String, Value>) -> Properties {
-    let text = |name: &str| members.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
-    let delivery_info = members.get("delivery_info").and_then(Value::as_object);
-    let address = |name: &str| {
-        delivery_info.and_then(|info| info.get(name)).and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    Properties {
-        content_type: None,
-        content_encoding: None,
-        correlation_id: text("correlation_id"),
-        reply_to: text("reply_to"),
-        delivery_mode: members.get("delivery_mode").and_then(Value::as_u64).and_then(|mode| u8::try_from(mode).ok()),
-        priority: members.get("priority").and_then(Value::as_i64),
-        expiration: text("expiration"),
-        message_id: text("message_id"),
-        delivery_tag: text("delivery_tag"),
-        exchange: address("exchange"),
-        routing_key: address("routing_key"),
-        redelivered: delivery_info.and_then(|info| info.get("redelivered")).and_then(Value::as_bool) == Some(true),
-    }
+    Ok(Parts { headers, properties, body })
 }
 
 /// Writes a frame as an element. It needs a delivery tag that no other frame has: the key under which a consumer keeps it.

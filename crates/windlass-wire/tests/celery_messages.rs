@@ -2,11 +2,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Vector, amqp_frames, bytes, message_frame, parsed, vector, vectors};
 use serde_json::{Value, json};
 use windlass_core::envelope::ORIGIN_BYTES_MAX;
 use windlass_core::{Due, QueueName, Timestamp};
-use windlass_wire::celery::{Broker, Message, Protocol, Reading, Request, Sending, Signature};
+use windlass_wire::celery::{Broker, Message, Protocol, Reading, Request, Sending, Signature, TimeLimit};
 use windlass_wire::{Frame, Malformed, kombu};
 
 /// Messages that are not JSON.
@@ -143,6 +145,220 @@ fn every_request_travels_in_a_header_and_comes_back_as_it_was() {
         )
         .unwrap();
         assert_eq!(Request::of(&envelope).unwrap().as_ref(), Some(&message.request), "{name}");
+    }
+}
+
+/// The text of a request as older versions wrote it: every member, whatever its value.
+fn text_of_an_older_version(message: &Message) -> String {
+    let request = &message.request;
+    let sending = Sending { exchange: "", routing_key: "", delivery_tag: None, now: Timestamp::from_secs(0) };
+    let frame = message.frame(&sending);
+    let protocol = if request.protocol == Protocol::One { 1 } else { 2 };
+    let headers = json!(frame.headers);
+    let properties = json!({
+        "correlation_id": request.correlation_id,
+        "reply_to": request.reply_to,
+        "delivery_mode": request.delivery_mode,
+        "priority": request.priority,
+        "exchange": request.exchange,
+        "routing_key": request.routing_key,
+        "redelivered": request.redelivered,
+        "delivery_tag": request.delivery_tag,
+    });
+    let body: Vec<windlass_core::Json> = serde_json::from_slice(&frame.body).unwrap();
+    let embed = if request.canvas.is_empty() { "null" } else { body[2].as_str() };
+    format!(
+        r#"{{"wire":"celery","v":1,"protocol":{protocol},"headers":{headers},"properties":{properties},"embed":{embed}}}"#
+    )
+}
+
+/// Adds members that are not there.
+fn complete(object: &mut Value, defaults: &Value) {
+    let object = object.as_object_mut().unwrap();
+    for (name, value) in defaults.as_object().unwrap() {
+        object.entry(name).or_insert_with(|| value.clone());
+    }
+}
+
+fn every_readable_message() -> impl Iterator<Item = (String, Message)> {
+    let readable = messages().into_iter().filter(|(name, ..)| !name.ends_with(REFUSED));
+    let mut messages: Vec<_> = readable.map(|(name, _, frame)| (name, decode(&frame))).collect();
+    // None of the recorded ones has all of it.
+    let (_, mut full) = messages[0].clone();
+    let request = &mut full.request;
+    (request.retries, request.replaced_task_nesting, request.priority, request.delivery_mode) = (3, 2, 5, 1);
+    (request.parent_id, request.group, request.shadow) = (Some("p".into()), Some("g".into()), Some(String::new()));
+    (request.root_id, request.origin, request.correlation_id) = (None, None, None);
+    (request.group_index, request.ignore_result, request.redelivered) = (Some(-1), Some(false), true);
+    (request.eta, request.expires) = (Some(Timestamp::from_micros(1)), Some(Timestamp::from_secs(7)));
+    request.timelimit = TimeLimit { hard: Some(Duration::from_millis(1500)), soft: None };
+    (request.stamped_headers, request.exchange) = (Some(Vec::new()), "\u{43f} \"x\"".into());
+    request.extra.insert("x-null".to_owned(), Value::Null);
+    messages.push(("with everything".to_owned(), full));
+    messages.into_iter()
+}
+
+#[test]
+fn a_request_that_an_older_version_wrote_is_still_read() {
+    for (name, message) in every_readable_message() {
+        let text = text_of_an_older_version(&message);
+        assert_eq!(Request::from_text(&text).as_ref(), Ok(&message.request), "{name}");
+    }
+}
+
+#[test]
+fn a_written_request_lacks_only_what_older_versions_read_as_its_default() {
+    let headers = json!({
+        "lang": "py", "shadow": null, "eta": null, "expires": null, "group": null, "group_index": null, "retries": 0,
+        "timelimit": [null, null], "root_id": null, "parent_id": null, "argsrepr": "", "kwargsrepr": "", "origin": null,
+        "ignore_result": null, "replaced_task_nesting": 0, "stamped_headers": null, "stamps": {},
+    });
+    let properties = json!({
+        "correlation_id": null, "reply_to": null, "delivery_mode": 2, "priority": 0, "exchange": "", "routing_key": "",
+        "redelivered": false, "delivery_tag": null,
+    });
+    let embed = json!({"callbacks": null, "errbacks": null, "chain": null, "chord": null});
+    for (name, message) in every_readable_message() {
+        let mut text = parsed(message.request.to_text().as_bytes());
+        complete(&mut text, &json!({"embed": null}));
+        complete(&mut text["headers"], &headers);
+        complete(&mut text["properties"], &properties);
+        if !text["embed"].is_null() {
+            complete(&mut text["embed"], &embed);
+        }
+        assert_eq!(text, parsed(text_of_an_older_version(&message).as_bytes()), "{name}");
+    }
+}
+
+#[test]
+fn a_request_without_options_is_written_and_read_in_its_shortest_form() {
+    let mut request = Request::new("", "7");
+    (request.root_id, request.correlation_id) = (None, None);
+    let text = request.to_text();
+    assert_eq!(text, r#"{"wire":"celery","v":1,"protocol":2,"headers":{"task":"","id":"7"},"properties":{}}"#);
+    assert_eq!(Request::from_text(&text), Ok(request));
+}
+
+#[test]
+fn a_header_of_the_caller_never_replaces_one_of_celery() {
+    let mut request = Request::new("add", "7");
+    for name in ["task", "eta", "lang", "x"] {
+        request.extra.insert(name.to_owned(), json!("stranger"));
+    }
+    let read = Request::from_text(&request.to_text()).unwrap();
+    assert_eq!((read.task.as_str(), read.eta), ("add", None));
+    assert_eq!(read.extra.into_iter().collect::<Vec<_>>(), [("x".to_owned(), json!("stranger"))]);
+}
+
+#[test]
+fn of_members_with_the_same_name_the_last_one_counts() {
+    let text = r#"{"wire": "celery", "v": 1, "protocol": 2,
+        "headers": {"task": "a", "id": "1", "task": "b", "x": 1, "x": 2, "t\u0061sk": "c"},
+        "properties": {"priority": 1, "priority": 3, "reply_to": "q", "reply_to": 5},
+        "embed": {"chain": 5, "chain": null, "later": 1}}"#;
+    let request = Request::from_text(text).unwrap();
+    assert_eq!((request.task.as_str(), &request.extra["x"]), ("c", &json!(2)));
+    assert_eq!((request.priority, request.reply_to), (3, None), "the wrong type counts as absent");
+    assert!(request.canvas.is_empty());
+}
+
+#[test]
+fn the_origin_of_another_wire_is_none_of_celery_whatever_its_members_are() {
+    let envelope = message("msg-redis-delay-args").envelope(Broker::Redis, QueueName::known("q")).unwrap();
+    let of = |origin: &str| {
+        let origin = Some(windlass_core::Json::parse(origin).unwrap());
+        Request::of(&windlass_core::Envelope { origin, ..envelope.clone() })
+    };
+    for another in [
+        r#"{"wire":"taskiq","v":1,"labels":{}}"#,
+        r#"{"wire":"taskiq","v":"x","headers":5,"properties":null}"#,
+        r#"{"wire":5,"v":1}"#,
+        r#"{"v":1,"headers":{"task":"a","id":"1"}}"#,
+        r#"["taskiq"]"#,
+        "5",
+    ] {
+        assert_eq!(of(another), Ok(None), "{another}");
+    }
+    for (damaged, reason) in [
+        (r#"{"wire":"celery","headers":{}}"#, "`v` of a stored request must be 1: a newer version"),
+        (r#"{"wire":"celery","v":2}"#, "`v` of a stored request must be 1: a newer version"),
+        (r#"{"wire":"celery","v":1}"#, "`task` is missing"),
+        (
+            r#"{"wire":"celery","v":1,"headers":5}"#,
+            "stored request is not JSON that can be read: invalid type: integer `5`, expected a map at line 1 column 34",
+        ),
+        (r#"["celery"]"#, "stored request must be a JSON object"),
+        (r#"{"wire":"celery","v":1,"headers":{"task":"a","id":"1"},"embed":{"chain":5}}"#, "`chain` must be a list"),
+    ] {
+        let error = of(damaged).unwrap_err().to_string();
+        assert!(error.starts_with(reason), "`{error}` should begin with `{reason}`");
+    }
+}
+
+fn in_two_steps(element: &[u8]) -> Result<Message, Malformed> {
+    Message::decode(&kombu::decode(element)?, &Reading::default())
+}
+
+#[test]
+fn an_element_is_read_at_once_as_it_is_in_two_steps() {
+    for Vector { name, data } in vectors("celery", "msg-redis-") {
+        for message in data["messages"].as_array().unwrap() {
+            let element = bytes(&message["list_item"]);
+            assert_eq!(Message::of_element(&element, &Reading::default()), in_two_steps(&element), "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_unusual_element_is_read_or_refused_at_once_as_it_is_in_two_steps() {
+    let element = |headers: &str, properties: &str, body: &str| {
+        format!(r#"{{"body": {body:?}, "headers": {headers}, "properties": {properties}}}"#)
+    };
+    let many = |count: usize, name: &dyn Fn(usize) -> String| {
+        let members: Vec<String> = (0..count).map(|at| format!(r#""{}": {at}"#, name(at))).collect();
+        format!(r#"{{"task": "t", "id": "1", {}}}"#, members.join(", "))
+    };
+    let (one, each) = (|_: usize| "x".to_owned(), |at: usize| format!("x{at}"));
+    let (plain, body) = (r#"{"task": "t", "id": "1"}"#, "[[], {}, null]");
+    let deep = |depth: usize| format!("[{}{}, {{}}, null]", "[".repeat(depth), "]".repeat(depth));
+    let in_text = format!(r#"[["{}"], {{}}, null]"#, "[".repeat(1000));
+    for (read, element) in [
+        (true, element(plain, "null", body)),
+        (true, element(plain, r#"{"priority": "x", "reply_to": 5, "delivery_info": [], "delivery_mode": 256}"#, body)),
+        (true, element(plain, r#"{"delivery_info": {"routing_key": "a"}, "delivery_info": {"exchange": "b"}}"#, body)),
+        (true, element(r#"{"task": "t", "id": "1", "x": NaN, "y": 123456789012345678901234567890}"#, "{}", body)),
+        (true, element(r#"{"task": 5, "id": "1", "task": "t", "x": {"y": [Infinity]}}"#, "{}", body)),
+        (
+            true,
+            element(plain, "{}", r#"[[NaN, 123456789012345678901234567890], {}, {"chain": null, "later": -Infinity}]"#),
+        ),
+        (true, element(r#"{"lang": "py"}"#, "{}", r#"{"task": "t", "id": "1", "args": [1], "taskset": "g"}"#)),
+        (true, element(&many(254, &each), "{}", body)),
+        (false, element(&many(255, &each), "{}", body)),
+        (true, element(&many(300, &one), "{}", body)),
+        (true, element(plain, &many(62, &each), body)),
+        (false, element(plain, &many(63, &each), body)),
+        (true, element(plain, &many(100, &one), body)),
+        (true, element(plain, "{}", &deep(126))),
+        (false, element(plain, "{}", &deep(127))),
+        (true, element(plain, "{}", &in_text)),
+        (false, element(plain, "{}", "[[], {}]")),
+        (false, element(plain, "{}", "[[], {}, null")),
+        (false, element(plain, "5", body)),
+        (false, element("[]", "{}", body)),
+        (false, element(r#"{"task": "t"}"#, "{}", body)),
+        (false, element(r#"{"task": null, "id": "1"}"#, "{}", body)),
+        (false, element(r#"{"task": "t", "id": "1", "x": "\ud800"}"#, "{}", body)),
+        (false, element(r#"{"task": "t", "id": "1", "x": 1e999}"#, "{}", body)),
+        (false, element(plain, r#"{"x": "\ud800"}"#, body)),
+        (false, element(plain, r#"{"body_encoding": "rot13"}"#, body)),
+        (false, element(r#"{"task": "t", "id": "1", "compression": "x"}"#, "{}", body)),
+        (false, "[]".to_owned()),
+        (false, r#"{"headers": {"task": "t", "id": "1"}}"#.to_owned()),
+    ] {
+        let at_once = Message::of_element(element.as_bytes(), &Reading::default());
+        assert_eq!(at_once, in_two_steps(element.as_bytes()), "{element}");
+        assert_eq!(at_once.is_ok(), read, "{element}: {:?}", at_once.err());
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a message that arrives asks for. Pure.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
@@ -53,32 +54,18 @@ pub(super) struct Arrival {
 impl Reader {
     /// Reads what a carrier brought.
     pub(super) fn read(&self, carried: &Carried, limits: &TimeLimits) -> Arrival {
-        let decoded;
-        let frame = match &carried.content {
-            Content::Frame(frame) => Ok(&**frame),
-            Content::Unreadable(frame, reason) => return letter(carried, Some(frame), reason),
-            Content::Bytes(bytes) => match kombu::decode(bytes) {
-                Ok(frame) => {
-                    decoded = frame;
-                    Ok(&decoded)
-                }
-                Err(malformed) => Err(malformed),
-            },
+        let message = match &carried.content {
+            Content::Frame(frame) => celery::Message::decode(frame, &self.reading),
+            Content::Unreadable(_, reason) => Err(reason.clone()),
+            Content::Bytes(bytes) => celery::Message::of_element(bytes, &self.reading),
         };
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(reason) => return letter(carried, None, &reason),
-        };
-        let message = match celery::Message::decode(frame, &self.reading) {
-            Ok(message) => message,
-            Err(reason) => return letter(carried, Some(frame), &reason),
-        };
-        match self.task(&message, &carried.queue, limits) {
-            Ok(read) => {
-                let (id, identity) = identity(carried, Some(frame));
-                Arrival { id, identity, message: read, request: Some(Box::new(message.request)) }
+        let read = message.and_then(|message| Ok((self.task(&message, &carried.queue, limits)?, message.request)));
+        match read {
+            Ok((message, request)) => {
+                let (id, identity) = identity(carried, request.delivery_tag.as_deref());
+                Arrival { id, identity, message, request: Some(Box::new(request)) }
             }
-            Err(reason) => letter(carried, Some(frame), &reason),
+            Err(reason) => letter(carried, &reason),
         }
     }
 
@@ -109,9 +96,11 @@ impl Reader {
 }
 
 /// A message that makes no sense.
-fn letter(carried: &Carried, frame: Option<&Frame>, reason: &windlass_wire::Malformed) -> Arrival {
+fn letter(carried: &Carried, reason: &windlass_wire::Malformed) -> Arrival {
+    let frame = frame_of(&carried.content);
+    let frame = frame.as_deref();
     let header = |name: &str| frame.and_then(|frame| frame.headers.get(name)?.as_str());
-    let (id, identity) = identity(carried, frame);
+    let (id, identity) = identity(carried, frame.and_then(|frame| frame.properties.delivery_tag.as_deref()));
     let malformed = Malformed {
         queue: carried.queue.clone(),
         name: header("task").and_then(|name| TaskName::new(name).ok()),
@@ -122,15 +111,23 @@ fn letter(carried: &Carried, frame: Option<&Frame>, reason: &windlass_wire::Malf
     Arrival { id, identity, message: Message::Malformed(malformed), request: None }
 }
 
+/// What a carrier brought as a frame; `None` when it is none.
+fn frame_of(content: &Content) -> Option<Cow<'_, Frame>> {
+    match content {
+        Content::Frame(frame) | Content::Unreadable(frame, _) => Some(Cow::Borrowed(frame)),
+        Content::Bytes(bytes) => kombu::decode(bytes).ok().map(Cow::Owned),
+    }
+}
+
 /// The identity of a message: the delivery tag that its producer gave it, what its carrier calls it, or what it says.
-fn identity(carried: &Carried, frame: Option<&Frame>) -> (DeliveryId, Identity) {
-    if let Some(tag) = frame.and_then(|frame| frame.properties.delivery_tag.as_deref()) {
+fn identity(carried: &Carried, tag: Option<&str>) -> (DeliveryId, Identity) {
+    if let Some(tag) = tag {
         return (delivery_id(&format!("celery:{tag}")), Identity::Own);
     }
     if let Some(identity) = &carried.identity {
         return (delivery_id(&format!("celery:{identity}")), Identity::Own);
     }
-    let said = match frame {
+    let said = match frame_of(&carried.content) {
         Some(frame) if frame.headers.get("id").is_some_and(serde_json::Value::is_string) => {
             let header = |name: &str| frame.headers.get(name).map(ToString::to_string).unwrap_or_default();
             format!("{}:{}:{}", carried.queue, header("id"), header("retries"))

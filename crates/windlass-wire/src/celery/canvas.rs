@@ -1,12 +1,42 @@
 //! What follows a task: the third part of a message's body.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
-use windlass_core::Json;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use super::signature::{self, Signature};
 use crate::error::Malformed;
-use crate::json;
+use crate::json::{self, Members};
+
+/// The members of `embed` as text: numbers in the arguments of signatures keep every digit.
+#[derive(Default)]
+pub(super) struct Embed<'t> {
+    callbacks: Option<&'t RawValue>,
+    errbacks: Option<&'t RawValue>,
+    chain: Option<&'t RawValue>,
+    chord: Option<&'t RawValue>,
+}
+
+impl<'t> Members<'t> for Embed<'t> {
+    type Value = &'t RawValue;
+
+    fn put(&mut self, name: Cow<'t, str>, value: &'t RawValue) {
+        match &*name {
+            "callbacks" => self.callbacks = Some(value),
+            "errbacks" => self.errbacks = Some(value),
+            "chain" => self.chain = Some(value),
+            "chord" => self.chord = Some(value),
+            _ => {}
+        }
+    }
+}
+
+impl<'de: 't, 't> Deserialize<'de> for Embed<'t> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        json::members::<D, Embed<'de>>(deserializer)
+    }
+}
 
 /// What follows a task: the third part of a message's body, `embed`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -28,18 +58,18 @@ impl Canvas {
     }
 
     /// From the members of `embed`, or of a message of protocol 1. Missing members are nothing, unknown ones are ignored.
-    ///
-    /// Members are text still: numbers in the arguments of signatures keep every digit.
-    pub(super) fn decode(members: &mut BTreeMap<String, Json>) -> Result<Self, Malformed> {
-        let mut take = |name: &'static str| members.remove(name).unwrap_or_else(Json::null);
-        let chord = match take("chord") {
-            nothing if nothing.as_str() == "null" => None,
-            chord => Some(Box::new(signature::one("`chord`", &chord)?)),
+    pub(super) fn decode(embed: Embed<'_>) -> Result<Self, Malformed> {
+        let list = |part, member: Option<&RawValue>| {
+            member.map_or_else(|| Ok(Vec::new()), |member| signature::list(part, member.get()))
+        };
+        let chord = match embed.chord.map(RawValue::get) {
+            None | Some("null") => None,
+            Some(chord) => Some(Box::new(signature::one("`chord`", chord)?)),
         };
         Ok(Self {
-            callbacks: signature::list("`callbacks`", &take("callbacks"))?,
-            errbacks: signature::list("`errbacks`", &take("errbacks"))?,
-            chain: signature::list("`chain`", &take("chain"))?,
+            callbacks: list("`callbacks`", embed.callbacks)?,
+            errbacks: list("`errbacks`", embed.errbacks)?,
+            chain: list("`chain`", embed.chain)?,
             chord,
         })
     }

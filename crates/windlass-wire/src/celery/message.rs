@@ -1,23 +1,25 @@
 //! A task message: from a frame to an envelope, and back to a frame.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use windlass_core::args::ARGS_BYTES_MAX;
 use windlass_core::envelope::{HEADERS_BYTES_MAX, HEADERS_MAX};
 use windlass_core::{Args, Due, Envelope, Json, Priority, QueueName, TaskId, TaskName, Timestamp};
 
-use super::canvas::Canvas;
+use super::canvas::{Canvas, Embed};
+use super::headers::Headers;
 use super::request::{Protocol, Request};
 use super::signature::{no_args, no_kwargs};
 use super::{body, repr};
 use crate::error::Malformed;
 use crate::frame::{Frame, HEADERS_MAX as FRAME_HEADERS_MAX, Properties};
 use crate::json;
+use crate::kombu::{self, Parts};
 
 /// The largest number of milliseconds that RabbitMQ takes as the expiration of a message.
 const EXPIRATION_MAX: u128 = u32::MAX as u128;
@@ -103,6 +105,17 @@ struct BodyOne {
     kwargs: Option<Json>,
 }
 
+/// The parts of a body of protocol 2: arguments, keyword arguments, options.
+fn parts(body: &str) -> Result<(&RawValue, &RawValue, &RawValue), Malformed> {
+    let Ok(parts) = json::read("body", body) else {
+        // That it is no JSON, or nests too deeply, goes before what it must be.
+        json::value("body", body)?;
+        return Err(Malformed::shape("body", "an array of arguments, keyword arguments and options"));
+    };
+    json::check_depth("body", body)?;
+    Ok(parts)
+}
+
 impl Message {
     /// Reads a task message of protocol 2 or 1.
     ///
@@ -113,41 +126,50 @@ impl Message {
         if frame.headers.len() > FRAME_HEADERS_MAX {
             return Err(Malformed::TooMany { part: "headers", max: FRAME_HEADERS_MAX });
         }
-        let text = body::text(frame)?;
+        let headers = Headers::copied(&frame.headers);
+        if headers.task.is_null() {
+            Self::decode_one(frame, reading)
+        } else {
+            Self::decode_two(headers, frame.properties.clone(), &frame.body, reading)
+        }
+    }
+
+    /// Reads an element of a list of Redis: [`kombu::decode`] and [`Message::decode`] in one, for less.
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub fn of_element(element: &[u8], reading: &Reading) -> Result<Self, Malformed> {
+        let read = kombu::parts(element, |headers: &Headers| headers.len)
+            .filter(|parts| !parts.headers.task.is_null())
+            .and_then(|Parts { headers, properties, body }| Self::decode_two(headers, properties, &body, reading).ok());
+        // What is wrong with it is found out in two steps, and what only looked wrong is read.
+        read.map_or_else(|| Self::decode(&kombu::decode(element)?, reading), Ok)
+    }
+
+    fn decode_two(headers: Headers, properties: Properties, body: &[u8], reading: &Reading) -> Result<Self, Malformed> {
+        let text = body::text(body, &properties, &headers.compression)?;
+        let text = json::finite(&text);
+        let (args, kwargs, embed) = parts(&text)?;
+        let canvas = Canvas::decode(match embed.get() {
+            "null" => Embed::default(),
+            embed => json::read_object("options in the body", embed)?,
+        })?;
+        let request = Request::decode(headers, properties, canvas, &reading.zone)?;
+        Self::of_parts(args.get(), kwargs.get(), request)
+    }
+
+    fn decode_one(frame: &Frame, reading: &Reading) -> Result<Self, Malformed> {
+        let compression = frame.headers.get("compression").unwrap_or(&Value::Null);
+        let text = body::text(&frame.body, &frame.properties, compression)?;
         // Checks the depth of everything at once: the parts below need no check of their own.
         let text = json::value("body", &text)?;
-        if frame.headers.get("task").is_some_and(|task| !task.is_null()) {
-            Self::decode_two(frame, text.as_str(), reading)
-        } else {
-            Self::decode_one(frame, text.as_str(), reading)
-        }
-    }
-
-    fn decode_two(frame: &Frame, text: &str, reading: &Reading) -> Result<Self, Malformed> {
-        const EXPECTED: &str = "an array of arguments, keyword arguments and options";
-        let mut parts: Vec<Json> = json::typed("body", text).map_err(|_| Malformed::shape("body", EXPECTED))?;
-        if parts.len() != 3 {
-            return Err(Malformed::shape("body", EXPECTED));
-        }
-        let (embed, kwargs, args) = (parts.pop(), parts.pop(), parts.pop());
-        let embed = embed.unwrap_or_else(Json::null);
-        let mut embed: BTreeMap<String, Json> = match embed.as_str() {
-            "null" => BTreeMap::new(),
-            embed => json::object("options in the body", embed)?,
-        };
-        let canvas = Canvas::decode(&mut embed)?;
-        let request = Request::decode(frame.headers.clone(), &frame.properties, canvas, &reading.zone)?;
-        Self::of_parts(args, kwargs, request)
-    }
-
-    fn decode_one(frame: &Frame, text: &str, reading: &Reading) -> Result<Self, Malformed> {
-        let mut members: Map<String, Value> = match json::object("body", text) {
+        let mut members: Map<String, Value> = match json::object("body", text.as_str()) {
             Ok(members) => members,
             // Without the header it could only be protocol 1, whose body is an object.
             Err(_) => return Err(Malformed::Missing("header `task`")),
         };
-        let BodyOne { args, kwargs } = json::object("body", text)?;
-        let canvas = Canvas::decode(&mut json::object("body", text)?)?;
+        let BodyOne { args, kwargs } = json::object("body", text.as_str())?;
+        let canvas = Canvas::decode(json::read_object("body", text.as_str())?)?;
         if let Some(group) = members.remove("taskset")
             && members.get("group").is_none_or(Value::is_null)
         {
@@ -159,19 +181,23 @@ impl Message {
         members.extend(
             frame.headers.iter().filter(|(name, _)| *name != "task").map(|(name, value)| (name.clone(), value.clone())),
         );
-        let request = Request::decode(members, &frame.properties, canvas, &reading.zone)?;
-        Self::of_parts(args, kwargs, Request { protocol: Protocol::One, ..request })
+        let request = Request::decode(members.into(), frame.properties.clone(), canvas, &reading.zone)?;
+        let (args, kwargs) = (args.unwrap_or_else(Json::null), kwargs.unwrap_or_else(Json::null));
+        Self::of_parts(args.as_str(), kwargs.as_str(), Request { protocol: Protocol::One, ..request })
     }
 
-    fn of_parts(args: Option<Json>, kwargs: Option<Json>, request: Request) -> Result<Self, Malformed> {
-        let given = |json: Option<Json>| json.filter(|json| json.as_str() != "null");
-        let (args, kwargs) = (given(args).unwrap_or_else(no_args), given(kwargs).unwrap_or_else(no_kwargs));
-        if !args.as_str().starts_with('[') {
-            return Err(Malformed::shape("arguments", "an array"));
-        }
-        if !kwargs.as_str().starts_with('{') {
-            return Err(Malformed::shape("keyword arguments", "an object"));
-        }
+    /// Arguments as text; `null` is none of them.
+    fn of_parts(args: &str, kwargs: &str, request: Request) -> Result<Self, Malformed> {
+        let args = match args {
+            "null" => no_args(),
+            args if args.starts_with('[') => Json::trusted(args),
+            _ => return Err(Malformed::shape("arguments", "an array")),
+        };
+        let kwargs = match kwargs {
+            "null" => no_kwargs(),
+            kwargs if kwargs.starts_with('{') => Json::trusted(kwargs),
+            _ => return Err(Malformed::shape("keyword arguments", "an object")),
+        };
         Ok(Self { args, kwargs, request })
     }
 

@@ -17,6 +17,7 @@
 //! | when | what to call |
 //! |---|---|
 //! | a frame arrives | [`Message::decode`], [`Message::envelope`], [`Request::attach`] |
+//! | an element of a Redis list arrives | [`Message::of_element`], then the same |
 //! | an attempt starts | [`ResultDocument::started`], [`Event`] |
 //! | it succeeded | [`follow::success`], then [`ResultDocument::success`] with the children, then [`ChordPart`] |
 //! | it gave up | [`ResultDocument::failure`], [`ChordPart`], [`follow::failure`] |
@@ -35,12 +36,14 @@ mod canvas;
 pub mod control;
 pub mod event;
 pub mod follow;
+mod headers;
 mod message;
 mod produce;
 pub mod repr;
 mod request;
 pub mod result;
 mod signature;
+mod stored;
 mod time;
 
 pub use canvas::Canvas;

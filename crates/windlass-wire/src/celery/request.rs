@@ -1,24 +1,22 @@
 //! Everything that a message says of a task besides its arguments.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use serde::Deserialize;
 use serde_json::{Map, Number, Value, json};
 use windlass_core::envelope::ORIGIN_BYTES_MAX;
 use windlass_core::{Envelope, Json, Timestamp};
 
 use super::canvas::Canvas;
+use super::headers::Headers;
+use super::stored;
 use super::time::{iso_time, parse_time};
 use crate::error::Malformed;
 use crate::frame::Properties;
-use crate::json;
+use crate::json::text_of;
 
-/// What the origin of an envelope says first when it is a request.
-const WIRE: &str = "celery";
-/// The format of a request inside of an envelope. Members may be added; anything else raises it.
-const VERSION: u64 = 1;
+/// What counts when a message does not say it: it survives a restart of the broker.
+pub(super) const DELIVERY_MODE: u8 = 2;
 
 /// Which form a message had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,18 +35,6 @@ pub struct TimeLimit {
     pub hard: Option<Duration>,
     /// After this long it is asked to end.
     pub soft: Option<Duration>,
-}
-
-/// What [`Request::to_text`] writes.
-#[derive(Deserialize)]
-struct Stored {
-    v: Option<u64>,
-    protocol: Option<u64>,
-    #[serde(default)]
-    headers: Map<String, Value>,
-    #[serde(default)]
-    properties: Map<String, Value>,
-    embed: Option<BTreeMap<String, Json>>,
 }
 
 /// Everything that a message says of a task besides its arguments: what is needed to answer it, and to send it again.
@@ -142,7 +128,7 @@ impl Request {
             extra: Map::new(),
             canvas: Canvas::default(),
             reply_to: None,
-            delivery_mode: 2,
+            delivery_mode: DELIVERY_MODE,
             priority: 0,
             exchange: String::new(),
             routing_key: String::new(),
@@ -178,38 +164,13 @@ impl Request {
     /// # Errors
     /// As [`Request::from_text`].
     pub fn of(envelope: &Envelope) -> Result<Option<Self>, Malformed> {
-        #[derive(Deserialize)]
-        struct Origin {
-            wire: String,
-        }
-        let Some(origin) = &envelope.origin else { return Ok(None) };
-        match serde_json::from_str(origin.as_str()) {
-            Ok(Origin { wire }) if wire == WIRE => Self::from_text(origin.as_str()).map(Some),
-            Ok(_) | Err(_) => Ok(None),
-        }
+        envelope.origin.as_ref().map_or(Ok(None), |origin| stored::read_origin(origin.as_str()))
     }
 
-    /// The request as JSON text, with headers, properties and canvas as on the wire.
+    /// The request as JSON text, with headers, properties and canvas as on the wire. What is absent or has its default is
+    /// not written.
     pub fn to_text(&self) -> String {
-        let properties = json!({
-            "correlation_id": self.correlation_id,
-            "reply_to": self.reply_to,
-            "delivery_mode": self.delivery_mode,
-            "priority": self.priority,
-            "exchange": self.exchange,
-            "routing_key": self.routing_key,
-            "redelivered": self.redelivered,
-            "delivery_tag": self.delivery_tag,
-        });
-        let protocol = match self.protocol {
-            Protocol::One => 1,
-            Protocol::Two => 2,
-        };
-        let headers = Value::Object(self.headers());
-        let embed = if self.canvas.is_empty() { "null".to_owned() } else { self.canvas.encode() };
-        format!(
-            r#"{{"wire":"{WIRE}","v":{VERSION},"protocol":{protocol},"headers":{headers},"properties":{properties},"embed":{embed}}}"#
-        )
+        stored::write(self)
     }
 
     /// Reads what [`Request::to_text`] wrote.
@@ -217,83 +178,53 @@ impl Request {
     /// # Errors
     /// [`Malformed`] for anything else, and for what a newer version wrote.
     pub fn from_text(text: &str) -> Result<Self, Malformed> {
-        let Stored { v, protocol, headers, properties, embed } = json::object("stored request", text)?;
-        if v != Some(VERSION) {
-            return Err(Malformed::shape("`v` of a stored request", "1: a newer version may have written it"));
-        }
-        let canvas = Canvas::decode(&mut embed.unwrap_or_default())?;
-        let text = |name: &str| properties.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
-        let properties = Properties {
-            correlation_id: text("correlation_id"),
-            reply_to: text("reply_to"),
-            delivery_mode: properties.get("delivery_mode").and_then(Value::as_u64).and_then(|it| u8::try_from(it).ok()),
-            priority: properties.get("priority").and_then(Value::as_i64),
-            exchange: text("exchange").unwrap_or_default(),
-            routing_key: text("routing_key").unwrap_or_default(),
-            redelivered: properties.get("redelivered").and_then(Value::as_bool) == Some(true),
-            delivery_tag: text("delivery_tag"),
-            ..Properties::default()
-        };
-        let mut request = Self::decode(headers, &properties, canvas, &TimeZone::UTC)?;
-        if protocol == Some(1) {
-            request.protocol = Protocol::One;
-        }
-        Ok(request)
+        stored::read(text)
     }
 
     /// From the headers and properties of a message, with the canvas from its body. Times without an offset are read in
     /// `zone`.
     pub(super) fn decode(
-        mut headers: Map<String, Value>,
-        properties: &Properties,
+        headers: Headers,
+        properties: Properties,
         canvas: Canvas,
         zone: &TimeZone,
     ) -> Result<Self, Malformed> {
-        let mut take = |name: &str| headers.remove(name).unwrap_or_default();
-        let task = required_text(take("task"), "`task`")?;
-        let id = required_text(take("id"), "`id`")?;
-        let eta = time(&take("eta"), "`eta`", zone)?;
-        let expires = time(&take("expires"), "`expires`", zone)?;
-        let retries = count(&take("retries"), "`retries`")?;
-        let timelimit = TimeLimit::decode(take("timelimit"))?;
-        let request = Self {
+        let task = required_text(headers.task, "`task`")?;
+        let id = required_text(headers.id, "`id`")?;
+        Ok(Self {
             task,
-            eta,
-            expires,
-            retries,
-            timelimit,
-            root_id: optional_text(take("root_id")),
-            parent_id: optional_text(take("parent_id")),
-            group: optional_text(take("group")),
-            group_index: take("group_index").as_i64(),
-            ignore_result: take("ignore_result").as_bool(),
-            shadow: optional_text(take("shadow")),
-            argsrepr: optional_text(take("argsrepr")).unwrap_or_default(),
-            kwargsrepr: optional_text(take("kwargsrepr")).unwrap_or_default(),
-            origin: optional_text(take("origin")),
-            replaced_task_nesting: count(&take("replaced_task_nesting"), "`replaced_task_nesting`").unwrap_or(0),
-            stamped_headers: names(take("stamped_headers")),
-            stamps: match take("stamps") {
+            id,
+            eta: time(&headers.eta, "`eta`", zone)?,
+            expires: time(&headers.expires, "`expires`", zone)?,
+            retries: count(&headers.retries, "`retries`")?,
+            timelimit: TimeLimit::decode(&headers.timelimit)?,
+            root_id: text_of(headers.root_id),
+            parent_id: text_of(headers.parent_id),
+            group: text_of(headers.group),
+            group_index: headers.group_index.as_i64(),
+            ignore_result: headers.ignore_result.as_bool(),
+            shadow: text_of(headers.shadow),
+            argsrepr: text_of(headers.argsrepr).unwrap_or_default(),
+            kwargsrepr: text_of(headers.kwargsrepr).unwrap_or_default(),
+            origin: text_of(headers.origin),
+            replaced_task_nesting: count(&headers.replaced_task_nesting, "`replaced_task_nesting`").unwrap_or(0),
+            stamped_headers: names(headers.stamped_headers),
+            stamps: match headers.stamps {
                 Value::Object(stamps) => stamps,
                 _ => Map::new(),
             },
+            extra: headers.extra,
             canvas,
-            correlation_id: properties.correlation_id.clone(),
-            reply_to: properties.reply_to.clone(),
-            delivery_mode: properties.delivery_mode.unwrap_or(2),
+            correlation_id: properties.correlation_id,
+            reply_to: properties.reply_to,
+            delivery_mode: properties.delivery_mode.unwrap_or(DELIVERY_MODE),
             priority: properties.priority.unwrap_or(0),
-            exchange: properties.exchange.clone(),
-            routing_key: properties.routing_key.clone(),
+            exchange: properties.exchange,
+            routing_key: properties.routing_key,
             redelivered: properties.redelivered,
-            delivery_tag: properties.delivery_tag.clone(),
+            delivery_tag: properties.delivery_tag,
             protocol: Protocol::Two,
-            extra: Map::new(),
-            id,
-        };
-        for of_the_frame in ["lang", "compression", "redelivered"] {
-            headers.remove(of_the_frame);
-        }
-        Ok(Self { extra: headers, ..request })
+        })
     }
 
     /// The headers of protocol 2, those of the caller included.
@@ -329,7 +260,7 @@ impl Request {
 
 impl TimeLimit {
     /// From `[hard, soft]`: seconds or null.
-    fn decode(value: Value) -> Result<Self, Malformed> {
+    fn decode(value: &Value) -> Result<Self, Malformed> {
         const PART: &str = "`timelimit`";
         match value {
             Value::Null => Ok(Self::default()),
@@ -340,7 +271,7 @@ impl TimeLimit {
         }
     }
 
-    fn encode(self) -> Value {
+    pub(super) fn encode(self) -> Value {
         Value::Array(vec![seconds(self.hard), seconds(self.soft)])
     }
 }
@@ -373,13 +304,6 @@ fn required_text(value: Value, part: &'static str) -> Result<String, Malformed> 
     }
 }
 
-fn optional_text(value: Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text),
-        _ => None,
-    }
-}
-
 fn time(value: &Value, part: &'static str, zone: &TimeZone) -> Result<Option<Timestamp>, Malformed> {
     match value {
         Value::Null => Ok(None),
@@ -400,7 +324,7 @@ fn count(value: &Value, part: &'static str) -> Result<u32, Malformed> {
 
 fn names(value: Value) -> Option<Vec<String>> {
     match value {
-        Value::Array(names) => Some(names.into_iter().filter_map(optional_text).collect()),
+        Value::Array(names) => Some(names.into_iter().filter_map(text_of).collect()),
         _ => None,
     }
 }

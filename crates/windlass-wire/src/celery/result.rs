@@ -15,7 +15,7 @@ use super::request::Request;
 use super::time::iso_time;
 use crate::error::Malformed;
 use crate::frame::{Frame, Properties};
-use crate::json::{self, BODY_BYTES_MAX};
+use crate::json::{self, BODY_BYTES_MAX, PythonObject};
 use crate::python;
 
 /// The longest traceback that is written, in bytes.
@@ -297,16 +297,16 @@ impl ResultDocument {
 
     /// The document as JSON text.
     pub fn encode(&self) -> String {
-        let mut members = vec![
-            ("status", json::quoted(self.status.as_str())),
-            ("result", self.result.as_str().to_owned()),
-            ("traceback", self.traceback.as_deref().map_or_else(|| "null".to_owned(), json::quoted)),
-            (
-                "children",
-                self.children.as_ref().map_or(Value::Null, |children| Value::from(children.clone())).to_string(),
-            ),
-            ("date_done", self.date_done.as_deref().map_or_else(|| "null".to_owned(), json::quoted)),
-        ];
+        let mut object = PythonObject::new();
+        object.text("status", self.status.as_str());
+        object.json("result", self.result.as_str());
+        object.nullable("traceback", self.traceback.as_deref());
+        match self.children.as_deref() {
+            None => object.json("children", "null"),
+            Some([]) => object.json("children", "[]"),
+            Some(children) => object.json("children", &json::written(children)),
+        }
+        object.nullable("date_done", self.date_done.as_deref());
         let texts = [
             ("group_id", &self.group_id),
             ("parent_id", &self.parent_id),
@@ -315,13 +315,20 @@ impl ResultDocument {
             ("queue", &self.queue),
             ("task_id", &self.task_id),
         ];
-        members.extend(texts.into_iter().filter_map(|(name, text)| Some((name, json::quoted(text.as_deref()?)))));
-        let values = [("args", &self.args), ("kwargs", &self.kwargs)];
-        members
-            .extend(values.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?.as_str().to_owned()))));
-        members.extend(self.retries.map(|retries| ("retries", retries.to_string())));
-        let members: Vec<String> = members.into_iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
-        json::python_text(&format!("{{{}}}", members.join(", ")))
+        for (name, text) in texts {
+            if let Some(text) = text {
+                object.text(name, text);
+            }
+        }
+        for (name, value) in [("args", &self.args), ("kwargs", &self.kwargs)] {
+            if let Some(value) = value {
+                object.json(name, value.as_str());
+            }
+        }
+        if let Some(retries) = self.retries {
+            object.json("retries", &retries.to_string());
+        }
+        object.end()
     }
 
     /// The exception of a task that failed, was revoked or runs again; `None` otherwise.

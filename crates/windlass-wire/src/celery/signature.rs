@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use windlass_core::Json;
 
@@ -135,7 +136,7 @@ impl Signature {
     pub fn counts_for(&self) -> Result<Option<Box<Self>>, Malformed> {
         match self.options.get("chord") {
             None | Some(Value::Null) => Ok(None),
-            Some(chord) => one("`chord`", &text("`chord`", chord)?).map(Box::new).map(Some),
+            Some(chord) => one("`chord`", text("`chord`", chord)?.as_str()).map(Box::new).map(Some),
         }
     }
 
@@ -146,14 +147,14 @@ impl Signature {
 
     /// An option that is a list of signatures, or one signature.
     pub(super) fn signatures(&self, name: &'static str) -> Result<Vec<Self>, Malformed> {
-        self.options.get(name).map_or(Ok(Vec::new()), |value| list(name, &text(name, value)?))
+        self.options.get(name).map_or(Ok(Vec::new()), |value| list(name, text(name, value)?.as_str()))
     }
 
     /// What a built-in name holds: `tasks` of a group or chain, `header` and `body` of a chord.
     pub(super) fn inner(&self, name: &'static str) -> Result<Vec<Self>, Malformed> {
         let mut kwargs: BTreeMap<String, Json> = json::object("`kwargs` of a signature", self.kwargs.as_str())?;
         match kwargs.remove(name) {
-            Some(value) => list(name, &value),
+            Some(value) => list(name, value.as_str()),
             None => Ok(Vec::new()),
         }
     }
@@ -165,25 +166,25 @@ impl Signature {
 }
 
 /// Reads a list of signatures: an array, one signature, or nothing.
-pub(super) fn list(part: &'static str, value: &Json) -> Result<Vec<Signature>, Malformed> {
-    let entries: Vec<Json> = match value.as_str().as_bytes().first() {
+pub(super) fn list(part: &'static str, value: &str) -> Result<Vec<Signature>, Malformed> {
+    let entries: Vec<&RawValue> = match value.as_bytes().first() {
         Some(b'n') => return Ok(Vec::new()),
-        Some(b'[') => json::typed(part, value.as_str())?,
-        Some(b'{') => vec![value.clone()],
+        Some(b'[') => json::read(part, value)?,
+        Some(b'{') => return Ok(vec![one(part, value)?]),
         _ => return Err(Malformed::shape(part, "a list of signatures")),
     };
     if entries.len() > SIGNATURES_MAX {
         return Err(Malformed::TooMany { part, max: SIGNATURES_MAX });
     }
-    entries.iter().map(|entry| one(part, entry)).collect()
+    entries.into_iter().map(|entry| one(part, entry.get())).collect()
 }
 
 /// Reads one signature.
-pub(super) fn one(part: &'static str, value: &Json) -> Result<Signature, Malformed> {
-    if !value.as_str().starts_with('{') {
+pub(super) fn one(part: &'static str, value: &str) -> Result<Signature, Malformed> {
+    if !value.starts_with('{') {
         return Err(Malformed::shape(part, "a signature: an object with a `task`"));
     }
-    json::typed(part, value.as_str())
+    json::read(part, value)
 }
 
 /// An option as text.
