@@ -197,13 +197,14 @@ fn push_python_text(out: &mut String, json: &str) {
     out.push_str(rest);
 }
 
+/// Python escapes what is beyond `~`: DEL, too, which JSON leaves as it is.
 fn push_ascii(out: &mut String, text: &str) {
-    if text.is_ascii() {
+    if text.bytes().all(|byte| byte <= b'~') {
         out.push_str(text);
         return;
     }
     for char in text.chars() {
-        if char.is_ascii() {
+        if char <= '~' {
             out.push(char);
         } else {
             for unit in char.encode_utf16(&mut [0; 2]) {
@@ -297,6 +298,7 @@ mod tests {
         for (json, python) in [
             (r#"{"a":[1,2.50,"x,y: z"],"b":null}"#, r#"{"a": [1, 2.50, "x,y: z"], "b": null}"#),
             ("[\"\u{43f} \u{1f680}\\n\"]", r#"["\u043f \ud83d\ude80\n"]"#),
+            ("[\"a\u{7f}b\"]", r#"["a\u007fb"]"#),
             ("[123456789012345678901234567890]", "[123456789012345678901234567890]"),
             ("{ \"a\" : 1 }", r#"{"a": 1}"#),
         ] {
