@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::Cmd;
 use serde_json::{Map, Value, json};
-use windlass_core::adoption::{Adoption, DELIVERY_SPACE, DELIVERY_TTL, Delivery, remembered};
+use windlass_core::adoption::{Adoption, DELIVERY_SPACE, DELIVERY_TTL, Delivery};
 use windlass_core::flow::{After, Arrival, Follow, Member, NewGroup, stranded_verdict};
 use windlass_core::{DeliveryId, Due, Envelope, Failure, Json, OnConflict, StoreError, Timestamp, UniqueHold, Verdict};
 
@@ -34,9 +34,9 @@ pub(crate) fn add_adoption(cmd: &mut Cmd, adoption: &Adoption) {
         cmd.arg(note(id));
     }
     cmd.arg(adoption.deliveries.len());
-    for Delivery { id, envelope, flaw } in &adoption.deliveries {
+    for Delivery { id, flaw, .. } in &adoption.deliveries {
         let flaw = flaw.as_ref().map(to_json).unwrap_or_default();
-        cmd.arg(note(id)).arg(remembered(&envelope.id).as_str()).arg(flaw);
+        cmd.arg(note(id)).arg(flaw);
     }
     adoption.deliveries.iter().for_each(|delivery| add_task(cmd, &delivery.envelope));
 }

@@ -26,7 +26,7 @@ pub enum Moment {
     Taken,
     /// It is stored, and the broker has it still.
     Stored,
-    /// The broker has let it go; its handler has not begun.
+    /// The broker has let it go; its handler is at work meanwhile.
     Accepted,
     /// Its handler runs.
     Running,

@@ -2,8 +2,11 @@
 //!
 //! An entry is pending for its consumer until it is accepted. Who dies leaves its entries pending; whoever recovers takes over
 //! what has been pending for `idle`, whatever program read it. An entry keeps its id: the store knows it again.
+//!
+//! When a request to read was not answered, what it has read is pending here and nobody has it: everything that is pending
+//! here is read once more then. What is in the hands of somebody comes twice by that, which the store knows.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +61,8 @@ struct State {
     waiting: VecDeque<(Entry, bool)>,
     /// Streams of which entries were put back.
     returned: BTreeSet<String>,
+    /// Streams of which answers were lost, with the last entry that was read again.
+    unanswered: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -127,9 +132,9 @@ impl RedisStreams {
         let taken = match self.until_rung(&reader, of_each, wait, hush).await {
             Err(error) if error.to_string().contains("NOGROUP") => {
                 self.make_groups(&streams).await?;
-                reader.take(of_each, wait, hush).await?
+                self.heard(&streams, reader.take(of_each, wait, hush).await)?
             }
-            other => other?,
+            other => self.heard(&streams, other)?,
         };
         let mut state = self.state.lock();
         for entry in &taken {
@@ -159,6 +164,40 @@ impl RedisStreams {
         }
     }
 
+    /// Notes that an answer was lost, if it may have been.
+    fn heard(&self, streams: &[String], said: Result<Vec<Entry>, StoreError>) -> Result<Vec<Entry>, StoreError> {
+        said.inspect_err(|error| {
+            if error.is_transient() {
+                let from_the_first = streams.iter().map(|stream| (stream.clone(), "0".to_owned()));
+                self.state.lock().unanswered.extend(from_the_first);
+            }
+        })
+    }
+
+    /// What is pending here of one of these streams of which an answer was lost.
+    async fn unanswered(&self, streams: &[String], max: usize) -> Result<Vec<Entry>, StoreError> {
+        let next = |state: &State| {
+            let mut unanswered = state.unanswered.iter().filter(|(stream, _)| streams.contains(stream));
+            unanswered.next().map(|(stream, behind)| (stream.clone(), behind.clone()))
+        };
+        loop {
+            let Some((stream, behind)) = next(&self.state.lock()) else { return Ok(Vec::new()) };
+            let taken = match self.over(vec![stream.clone()]).own(&stream, &behind, max).await {
+                // Nothing is pending in a group that is not there.
+                Err(error) if error.to_string().contains("NOGROUP") => Vec::new(),
+                other => other?,
+            };
+            let mut state = self.state.lock();
+            match taken.last() {
+                Some(last) => drop(state.unanswered.insert(stream, last.id.clone())),
+                None => drop(state.unanswered.remove(&stream)),
+            }
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+        }
+    }
+
     /// Takes over what was put back to these streams.
     async fn returned(&self, streams: &[String], max: usize) -> Result<Vec<Entry>, StoreError> {
         let returned: Vec<String> = {
@@ -171,9 +210,9 @@ impl RedisStreams {
         let taken = self.over(returned.clone()).recover(max, self.reading.idle).await;
         // There may be more of them, or the answer was lost: looked for once more.
         if taken.as_ref().map_or(true, |taken| !taken.is_empty()) {
-            self.state.lock().returned.extend(returned);
+            self.state.lock().returned.extend(returned.iter().cloned());
         }
-        taken
+        self.heard(&returned, taken)
     }
 
     /// Hands out what waits here and is of these streams.
@@ -266,11 +305,14 @@ impl Carrier for RedisStreams {
         if !carried.is_empty() {
             return Ok(carried);
         }
-        let returned = self.returned(&streams, max).await.map_err(of_store)?;
-        let (taken, again) = if returned.is_empty() {
+        let mut before = self.unanswered(&streams, max).await.map_err(of_store)?;
+        if before.is_empty() {
+            before = self.returned(&streams, max).await.map_err(of_store)?;
+        }
+        let (taken, again) = if before.is_empty() {
             (self.read(streams.clone(), max, wait, hush).await.map_err(of_store)?, false)
         } else {
-            (returned, true)
+            (before, true)
         };
         self.state.lock().waiting.extend(taken.into_iter().map(|entry| (entry, again)));
         Ok(self.hand_out(&streams, max))
@@ -307,7 +349,7 @@ impl Carrier for RedisStreams {
         let recovered = match self.over(streams.clone()).recover(RECOVER_MAX, self.reading.idle).await {
             // The next take makes the group, and nothing is pending in a group that is not there.
             Err(error) if error.to_string().contains("NOGROUP") => return Ok(0),
-            other => other.map_err(of_store)?,
+            other => self.heard(&streams, other).map_err(of_store)?,
         };
         let amount = recovered.len() as u64;
         self.state.lock().waiting.extend(recovered.into_iter().map(|entry| (entry, true)));

@@ -1,5 +1,6 @@
 //! Nodes that die at any point: nothing is lost, nothing runs twice without need.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -99,15 +100,18 @@ fn lists(rig: &Rig) -> Box<dyn Carrier> {
     Box::new(RedisLists::new(Arc::new(Line::to(rig.location())), "", one_list, SILENT))
 }
 
-async fn streams(rig: &Rig, consumer: &str) -> Box<dyn Carrier> {
-    let reading = StreamReading {
+fn stream_reading(consumer: &str) -> StreamReading {
+    StreamReading {
         group: "taskiq".to_owned(),
         consumer: consumer.to_owned(),
         from: "0".to_owned(),
         field: "data".to_owned(),
         idle: SILENT,
-    };
-    let streams = RedisStreams::new(Arc::new(Line::to(rig.location())), reading);
+    }
+}
+
+async fn streams(rig: &Rig, consumer: &str) -> Box<dyn Carrier> {
+    let streams = RedisStreams::new(Arc::new(Line::to(rig.location())), stream_reading(consumer));
     streams.declare(&[QueueName::known("taskiq")]).await.expect("declared");
     Box::new(streams)
 }
@@ -184,6 +188,33 @@ async fn who_waits_for_new_entries_is_given_what_the_dead_have_left() {
     until("it is recovered", async || (living.recover().await.expect("an answer") == 1).then_some(())).await;
     let given = tokio::time::timeout(PATIENCE, waits).await.expect("at once").expect("it ends").expect("taken");
     assert_eq!((&given[0].identity, given[0].again), (&left[0].identity, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_from_a_stream_without_an_answer_is_read_again_at_once() {
+    let rig = Rig::new();
+    let reading = StreamReading { idle: PATIENCE * 10, ..stream_reading("one") };
+    let carrier = RedisStreams::new(Arc::new(Line::to(rig.location())), reading);
+    let (queues, hush) = ([QueueName::known("taskiq")], CancellationToken::new());
+    carrier.declare(&queues).await.expect("declared");
+    let mut sent = BTreeSet::new();
+    for number in 0..3 {
+        let id = rig.ask(&[b"XADD", b"taskiq", b"*", b"data", number.to_string().as_bytes()]).await;
+        sent.insert(format!("taskiq:{}", String::from_utf8(id.bytes().expect("an id")).expect("text")));
+    }
+    // As the carrier would have asked; nobody has heard the answer.
+    let unheard: [&[u8]; 7] = [b"XREADGROUP", b"GROUP", b"taskiq", b"one", b"STREAMS", b"taskiq", b">"];
+    rig.ask(&unheard).await;
+    let mut read = BTreeSet::new();
+    until("the connection has broken under a request, and what is pending was read", async || {
+        rig.ask(&[b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes"]).await;
+        if let Ok(carried) = carrier.take(&queues, 2, Duration::ZERO, &hush).await {
+            assert!(carried.iter().all(|carried| carried.again), "somebody may have had it");
+            read.extend(carried.into_iter().filter_map(|carried| carried.identity));
+        }
+        (read == sent).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,7 +56,7 @@ impl Stream {
     /// Takes up to `max` new entries of each stream; waits for the first one up to `wait`, or until `hush`.
     ///
     /// # Errors
-    /// [`StoreError`]; what was read without an answer is pending, and is claimed by somebody when it has been idle.
+    /// [`StoreError`]; what was read without an answer is pending: see [`Stream::own`].
     pub async fn take(&self, max: usize, wait: Duration, hush: &CancellationToken) -> Result<Vec<Entry>, StoreError> {
         let until = Instant::now() + wait;
         let keys: Vec<Vec<u8>> = self.streams.iter().map(|stream| stream.clone().into_bytes()).collect();
@@ -95,6 +95,16 @@ impl Stream {
             taken.extend(entries.into_iter().filter_map(|entry| entry_of(stream, entry)));
         }
         Ok(taken)
+    }
+
+    /// Up to `max` entries of one stream that are pending for this consumer, those behind this id (`0`: all of them).
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is changed.
+    pub async fn own(&self, stream: &str, behind: &str, max: usize) -> Result<Vec<Entry>, StoreError> {
+        let (group, consumer, max) = (self.group.as_str(), self.consumer.as_str(), max.to_string());
+        let command = words(["XREADGROUP", "GROUP", group, consumer, "COUNT", &max, "STREAMS", stream, behind]);
+        self.line.ask(&command).await.map(read)
     }
 
     /// Lets entries go that were adopted.

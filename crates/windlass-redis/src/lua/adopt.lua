@@ -24,7 +24,7 @@ local function taker_of(deliveries)
   for i = 1, #fields do
     if tonumber(waiting[i] or 0) > 0 then return nil end
   end
-  return { node = node, till = string.format('%.0f', now + lease), queues = queues, except = blocked }
+  return { node = node, till = string.format('%.0f', now + lease), queues = queues, except = blocked, tasks = {}, leases = {} }
 end
 
 local first = 12 + amount + tonumber(ARGV[11])

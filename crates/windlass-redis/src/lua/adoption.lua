@@ -74,8 +74,13 @@ local function adopt_one(row, at, flaw, free, taker)
   return false, add(row, id, queue, name, priority, due, more, body, READY, nil, taker)
 end
 
+-- An id as JSON, which is what the note of a delivery says.
+local function quoted(id)
+  return string.find(id, '["\\]') and cjson.encode(id) or '"' .. id .. '"'
+end
+
 -- Adopts what is in ARGV[first] on: how long deliveries are remembered, how many are forgotten, their notes; how many there
--- are, then note, value and flaw of each, then what `push` takes of each. A flaw is a failure, or empty.
+-- are, then note and flaw of each, then what `push` takes of each. A flaw is a failure, or empty.
 --
 -- Answers for each what `push` answers, or -1 when it is known; the queues of the rows that were stored; how many became
 -- ready, by queue: nobody is woken for those; what the taker has: the time, the row before that of the first delivery, and
@@ -86,9 +91,9 @@ local function adopt_deliveries(first, taker)
   forget_notes(gone)
   local amount = tonumber(ARGV[first + 2 + forgotten])
   local notes = first + 3 + forgotten
-  local tasks = notes + 3 * amount
+  local tasks = notes + 2 * amount
   local names, wanted, answers, remembered, stored = {}, {}, {}, {}, {}
-  for i = 1, amount do names[i], wanted[i] = ARGV[notes + 3 * (i - 1)], ARGV[tasks + 7 * (i - 1)] end
+  for i = 1, amount do names[i], wanted[i] = ARGV[notes + 2 * (i - 1)], ARGV[tasks + 7 * (i - 1)] end
   local known, rows, there = living_notes(names), ask_many('HMGET', ID, wanted), {}
   for i = 1, amount do
     ids[wanted[i]] = rows[i]
@@ -102,9 +107,8 @@ local function adopt_deliveries(first, taker)
     if known[name] then
       answers[i] = -1
     else
-      local at, row = notes + 3 * (i - 1), row_text(last + i)
-      local id = wanted[i]
-      local answer, begins = adopt_one(row, tasks + 7 * (i - 1), ARGV[at + 2], free, taker)
+      local id, row = wanted[i], row_text(last + i)
+      local answer, begins = adopt_one(row, tasks + 7 * (i - 1), ARGV[notes + 2 * (i - 1) + 1], free, taker)
       if begins then begun[#begun + 1] = i end
       local becomes = type(answer) == 'table' and answer[1] or answer
       answers[i] = answer
@@ -112,13 +116,17 @@ local function adopt_deliveries(first, taker)
       if becomes ~= id and type(becomes) ~= 'number' then
         known[name] = true
         remembered[#remembered + 1] = name
-        remembered[#remembered + 1] = becomes and cjson.encode(becomes) or ARGV[at + 1]
+        remembered[#remembered + 1] = quoted(becomes or id)
       end
     end
   end
   write_notes(remembered, ttl)
   local ready = fresh
   fresh = {}
+  if taker then
+    many('HSET', TASK, taker.tasks)
+    many('ZADD', LEASE, taker.leases)
+  end
   flush()
   return answers, stored, ready, begun
 end

@@ -107,9 +107,10 @@ local function add(row, id, queue, name, priority, due, more, body, state, reaso
   if state == READY and not has(flags, F_EXPIRES) then
     -- What nearly every task is: without a table for it.
     if taker and taker.queues[queue] and not taker.except[name] and not has(flags, F_KEYED + F_STARTED) then
-      local node = taker.node
-      keep(row, struct.pack(FORM, RUNNING, priority, flags, NO_REASON, 1, 0, 1, 0, rank, now, now, queue, name, node, id) .. body)
-      put(LEASE, row, taker.till)
+      local node, tasks, leases = taker.node, taker.tasks, taker.leases
+      local at = #tasks
+      raw[row] = struct.pack(FORM, RUNNING, priority, flags, NO_REASON, 1, 0, 1, 0, rank, now, now, queue, name, node, id) .. body
+      tasks[at + 1], tasks[at + 2], leases[at + 1], leases[at + 2] = row, raw[row], taker.till, row
       count(queue, RUNNING, 1)
       return true
     end
