@@ -183,6 +183,7 @@ async fn a_broker_that_is_killed_and_returns_is_used_again_by_itself() {
     publish(&amqp, numbered(&queue, 100)).await;
     let taken = take(&amqp, 10, PATIENCE).await;
     assert_eq!(rabbit.unacknowledged(&queue).expect("it answers"), taken.len() as u64);
+    rabbit.write_down().expect("written down");
     rabbit.kill();
     let unknown = amqp.take(1, Duration::from_millis(500), &CancellationToken::new()).await;
     assert!(unknown.as_ref().is_err_and(windlass_amqp::AmqpError::is_transient), "{unknown:?}");

@@ -210,12 +210,8 @@ impl Backend for Bridge {
             let (mut claims, taken) = self.wait_for_either(demand, wait).await?;
             if !taken.is_empty() {
                 let rest = demand.max.saturating_sub(claims.len());
-                let adopted = if rest > 0 {
-                    self.adopt_and_take(&Demand { max: rest, ..demand.clone() }, taken).await
-                } else {
-                    self.adopt_taken(None, taken).await
-                };
-                match adopted {
+                let demand = (rest > 0).then(|| Demand { max: rest, ..demand.clone() });
+                match self.adopt_taken(demand, taken).await {
                     Ok(more) => claims.extend(more),
                     Err(error) if claims.is_empty() => return Err(error),
                     Err(error) => warn!(%error, "messages were put back; what was claimed goes on"),

@@ -209,6 +209,15 @@ impl RabbitMq {
         self.eval("rabbit_networking:close_all_connections(<<\"a test closes it\">>).").map(drop)
     }
 
+    /// Has the server write down which queues there are. It does so every few seconds: one that is killed before that has
+    /// forgotten queues that it had confirmed, with the messages in them, or gives quorum queues no leader, for ever.
+    ///
+    /// # Errors
+    /// As [`Self::eval`].
+    pub fn write_down(&self) -> Result<(), Error> {
+        self.eval("ok = mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()].").map(drop)
+    }
+
     /// Raises the alarm of a server that has no memory left: who publishes is blocked. [`Self::allow_publishing`] ends it.
     ///
     /// # Errors

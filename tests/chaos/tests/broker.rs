@@ -139,9 +139,8 @@ async fn a_rabbitmq_that_dies_or_hangs_up_is_used_again_by_the_same_worker() {
     ];
     breaks(&mut sites, "nothing", || {}).await;
     breaks(&mut sites, "SIGKILL of the broker", || {
-        // The server writes down every 5 s which terms its quorum queues have. One that dies before that has queues without a
-        // leader, for ever: nobody can publish to them. These are younger.
-        rabbit.eval("[dets:sync(Table) || Table <- dets:all()].").expect("written down");
+        // These queues are young.
+        rabbit.write_down().expect("written down");
         rabbit.kill();
         rabbit.start_again().expect("it starts again");
     })

@@ -3,23 +3,14 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::warn;
 
 use super::Bridge;
 use super::transport::{Returned, Taken};
 use crate::QueueName;
 use crate::backend::{Claim, Demand, StoreError};
 
-/// From so many on, messages are taken in two halves: the store works at the first while the second is read.
-const HALVES_FROM: usize = 64;
-
-/// How many messages are taken first of so many.
-fn first_share(max: usize) -> usize {
-    if max >= HALVES_FROM { max.div_ceil(2) } else { max }
-}
-
 impl Bridge {
-    /// Claims and messages, whichever comes first; both when they come together. Of the messages only the first share.
+    /// Claims and messages, whichever comes first; both when they come together.
     pub(super) async fn wait_for_either(
         &self,
         demand: &Demand,
@@ -35,8 +26,7 @@ impl Bridge {
         // While messages come in a stream nobody need ask the store: their adoption claims what it has as well.
         let (open, _) = self.open_queues(&demand.queues);
         if !open.is_empty() {
-            let max = first_share(demand.max);
-            let taken = self.ask_transport(&Demand { queues: open, max, ..at_once }).await;
+            let taken = self.ask_transport(&Demand { queues: open, ..at_once }).await;
             if !taken.is_empty() {
                 return Ok((Vec::new(), taken));
             }
@@ -72,38 +62,6 @@ impl Bridge {
         }
     }
 
-    /// Claims what messages become, and takes the rest of the demand meanwhile when there was as much as the first share.
-    pub(super) async fn adopt_and_take(&self, demand: &Demand, taken: Vec<Taken>) -> Result<Vec<Claim>, StoreError> {
-        let rest = demand.max.saturating_sub(taken.len());
-        if rest == 0 || taken.len() < first_share(demand.max) {
-            return self.adopt_taken(Some(demand.clone()), taken).await;
-        }
-        let of_first = Demand { max: taken.len(), ..demand.clone() };
-        let (first, more) = tokio::join!(self.adopt_taken(Some(of_first), taken), self.take_more(demand, rest));
-        let mut claims = match first {
-            Ok(claims) => claims,
-            Err(error) => {
-                self.put_back(more.into_iter().map(|taken| (taken.tag, Returned::Unstored)).collect()).await;
-                return Err(error);
-            }
-        };
-        if !more.is_empty() {
-            match self.adopt_taken(Some(Demand { max: demand.max - claims.len(), ..demand.clone() }), more).await {
-                Ok(more) => claims.extend(more),
-                Err(error) => warn!(%error, "messages were put back; what was claimed goes on"),
-            }
-        }
-        Ok(claims)
-    }
-
-    async fn take_more(&self, demand: &Demand, max: usize) -> Vec<Taken> {
-        let (open, _) = self.open_queues(&demand.queues);
-        if open.is_empty() {
-            return Vec::new();
-        }
-        self.ask_transport(&Demand { queues: open, max, wait: Duration::ZERO, ..demand.clone() }).await
-    }
-
     async fn ask_store(&self, demand: &Demand) -> Result<Vec<Claim>, StoreError> {
         let claims = self.store.claim(demand).await;
         self.state.lock().doubtful = claims.is_err();
@@ -124,8 +82,7 @@ impl Bridge {
                 Vec::new()
             } else {
                 let wait = until.saturating_duration_since(Instant::now());
-                let max = first_share(demand.max);
-                self.ask_transport(&Demand { queues: open, max, wait, ..demand.clone() }).await
+                self.ask_transport(&Demand { queues: open, wait, ..demand.clone() }).await
             };
             if !taken.is_empty() || demand.hush.is_cancelled() || Instant::now() >= deadline {
                 return taken;
