@@ -19,8 +19,8 @@ use crate::scripts::Script;
 use crate::settle::{Item, end_by_store};
 use crate::wake::{LOOK, Ticket};
 
-/// The most tasks that one script takes: the server does nothing else meanwhile.
-const CHUNK: usize = 250;
+/// The most tasks that one script takes, as many as a node has slots by default: the server does nothing else meanwhile.
+const CHUNK: usize = 256;
 /// A claim that waits holds out this long while the server cannot be asked; then its caller hears of it.
 const HOLD_OUT: Duration = Duration::from_secs(5);
 /// Between two attempts to ask a server that did not answer.

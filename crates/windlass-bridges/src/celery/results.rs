@@ -18,8 +18,8 @@ const CHORD_PART: &str = include_str!("lua/chord_part.lua");
 const CLAIM: Duration = Duration::from_secs(60);
 /// How long it is remembered that a body was sent.
 const DONE: Duration = Duration::from_secs(300);
-/// The documents of one trip.
-const TRIP: usize = 200;
+/// The documents of one trip: those of a full batch.
+const TRIP: usize = 500;
 
 /// Where clients look for results.
 #[derive(Debug)]

@@ -21,8 +21,8 @@ use crate::carrier::of_store;
 const NO_RESULT: &str = "NoResultError";
 /// Between two looks for a result: at first, and at last.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// The commands of one trip.
-const TRIP: usize = 200;
+/// The commands of one trip: those of a full batch.
+const TRIP: usize = 500;
 
 /// How long a result is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

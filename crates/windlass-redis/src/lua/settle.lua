@@ -2,6 +2,7 @@
 --
 -- For each task from ARGV[5]: row, check, number, proof, verdict, text, note, amount, follow.
 --   check    `f`: the task is held with the fence `number` and has the id `proof`
+--            `s`: the same of one that has succeeded with `text`, which comes next and is the last: nothing else is to be said
 --            `=`: nothing of the packed task `proof` has changed; it gets `number` crashes
 --   verdict  `S` succeeded with the result `text`, skipped for `note`; `D` dead of `text` with the reason `amount`, or `P` the
 --            same of poison, which is an attempt; `C` cancelled; `E` expired; `A` again and `a` again without the attempt,
@@ -12,9 +13,13 @@
 -- Answers for each `a` applied, `s` stale, or a packed task and its large body: it was to be cancelled, nothing was
 -- changed, and the caller must say what follows.
 
-local WIDTH = 9
-local rows = {}
-for i = 5, #ARGV, WIDTH do rows[#rows + 1] = ARGV[i] end
+local WIDTH, SHORT = 9, 5
+local rows, places, last = {}, {}, #ARGV
+local place = 5
+while place <= last do
+  rows[#rows + 1], places[#places + 1] = ARGV[place], place
+  place = place + (ARGV[place + 1] == 's' and SHORT or WIDTH)
+end
 fetch(rows)
 local is_counting = counts_running()
 if is_counting then fetch_extras(rows) end
@@ -26,8 +31,13 @@ local PLAIN = F_FLOW + F_LARGE + F_EXTRA + F_KEYED + F_MEMO
 local ENDS = { S = SUCCEEDED, D = IS_DEAD, P = IS_DEAD, C = CANCELLED, E = EXPIRED }
 
 local function settle(i)
-  local row, check, number, proof, verdict = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4]
-  local text, note, amount, follow = ARGV[i + 5], ARGV[i + 6], tonumber(ARGV[i + 7]), ARGV[i + 8]
+  local row, check, number, proof = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
+  local verdict, text, note, amount, follow = 'S', ARGV[i + 4], '', 0, ''
+  if check == 's' then
+    check = 'f'
+  else
+    verdict, text, note, amount, follow = ARGV[i + 4], ARGV[i + 5], ARGV[i + 6], tonumber(ARGV[i + 7]), ARGV[i + 8]
+  end
   local packed = raw[row]
   if not packed then return 's' end
   if check == 'f' then
@@ -102,7 +112,7 @@ local function settle(i)
   return 'a'
 end
 
-for i = 5, #ARGV, WIDTH do answers[#answers + 1] = settle(i) end
+for i = 1, #places do answers[i] = settle(places[i]) end
 if #results > 0 then many('HSET', P .. 'result', results) end
 flush()
 -- Each settle ends one task at most, so removing two for each keeps the history at its size however rare ticks are.
