@@ -64,7 +64,12 @@ def drain_redis(connection, tasks, processes):
 def drain_rabbitmq(connection, tasks, processes):
     channel = connection.default_channel
     try:
-        assert channel.queue_declare(QUEUE, passive=True).message_count == tasks, "every task is in the queue"
+        # The broker counts what was sent a little later.
+        ready = lambda: channel.queue_declare(QUEUE, passive=True).message_count
+        deadline = time.monotonic() + 10
+        while ready() < tasks and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert ready() == tasks, "every task is in the queue"
         with tempfile.NamedTemporaryFile() as file:
             return drain(lambda: tasks - os.path.getsize(file.name), tasks, processes, BENCH_MARKS=file.name)
     finally:
