@@ -21,8 +21,8 @@ use crate::taskiq::producer::SendError as ToTaskiq;
 use crate::url::{BridgeUrl, InvalidUrl, Wire};
 use crate::{OpenError, celery, celery_producer, taskiq, taskiq_producer};
 
-/// For how long a task is left to the workers of ours that it is for.
-const NOT_OURS: Duration = Duration::from_secs(5);
+/// For how long a task is left to the workers of ours that it is for: not for long, because nobody has it meanwhile.
+const NOT_OURS: Duration = Duration::from_secs(1);
 
 /// How often a broker is asked that refuses: some three minutes, so that somebody who is mending it may end.
 const REFUSED_MAX: u32 = 10;
