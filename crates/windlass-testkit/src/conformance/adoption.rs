@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use windlass_core::adoption::{Adopted, Adopting, Adoption, DELIVERY_SPACE, DELIVERY_TTL, Delivery};
-use windlass_core::backend::{BATCH_MAX, Claim, Command, Demand, Settlement, TaskAction};
+use windlass_core::backend::{BATCH_MAX, Claim, Command, Demand, Renewed, Settlement, TaskAction};
 use windlass_core::limit::{Limit, LimitChange, Rule};
 use windlass_core::note::{NoteAnswer, NoteAsk};
 use windlass_core::state::DeadReason;
 use windlass_core::view::Filter;
 use windlass_core::{
-    Args, DeliveryId, Envelope, NodeId, OnConflict, State, TaskId, TaskName, Unique, UniqueKey, Verdict,
+    Args, DeliveryId, Due, Envelope, Key, NodeId, OnConflict, Priority, State, TaskId, TaskName, Unique, UniqueHold,
+    UniqueKey, Verdict,
 };
 
 use super::harness::{Harness, PATIENCE, START, answer, begun, is_rejected, soon};
@@ -28,6 +29,44 @@ pub async fn a_delivery_is_stored_and_claimed_in_one_step(h: &Harness) {
     assert_eq!(h.state(&envelope.id).await, State::Running);
     assert_eq!(h.default_counts().await.running, 1);
     assert_eq!(h.settle(&claim, ok("1")).await, Settlement::Applied);
+}
+
+/// Whatever a delivery asks for, its node is told of the task what everybody sees of it, and may end it; a second claim gets
+/// nothing.
+pub async fn a_claim_of_a_delivery_is_a_claim_of_its_task(h: &Harness) {
+    let unique_until_started = Unique { hold: UniqueHold::Started, ..Unique::new(UniqueKey::known("u-2")) };
+    let envelopes = [
+        task("plain"),
+        Envelope { args: Args::parse(&format!(r#"["{}"]"#, "x".repeat(2_000))).expect("arguments"), ..task("long") },
+        Envelope { headers: [("tenant".to_owned(), "a".to_owned())].into(), retries: Some(7), ..task("options") },
+        Envelope { priority: Priority::new(9).expect("a priority"), hard_limit: Some(secs(9)), ..task("first") },
+        Envelope { key: Some(Key::known("k")), ..task("keyed") },
+        Envelope { expires: Some(START + secs(60)), ..task("expires") },
+        Envelope { due: Due::At(START), result_ttl: Some(secs(5)), ..task("due") },
+        unique("u-1", OnConflict::Keep),
+        Envelope { unique: Some(unique_until_started), ..task("started") },
+        task_in("other"),
+    ];
+    let both = Demand { queues: vec![queue("default"), queue("other")], ..demand(20) };
+    let claims = adopt(h, numbered(&envelopes), Some(both)).await.claims;
+    let claimed: HashSet<TaskId> = ids(&claims).into_iter().collect();
+    assert_eq!(claimed, envelopes.iter().map(|envelope| envelope.id.clone()).collect());
+    for claim in &claims {
+        let record = h.record(&claim.receipt.id).await;
+        assert_eq!(*claim.envelope, record.envelope);
+        assert_eq!(
+            (claim.attempt, claim.enqueued_at, record.state),
+            (record.attempt, record.enqueued_at, State::Running)
+        );
+        assert_eq!((claim.ready_at, record.node), (START, Some(demand(1).node)));
+    }
+    assert!(adopt(h, [], Some(demand(20))).await.claims.is_empty());
+    for claim in &claims {
+        assert_eq!(h.renew(claim, LEASE).await, Renewed::Held);
+        assert_eq!(h.settle(claim, ok("1")).await, Settlement::Applied);
+    }
+    let counts = h.default_counts().await;
+    assert_eq!((counts.running, counts.ready, counts.succeeded), (0, 0, envelopes.len() as u64 - 1));
 }
 
 /// The claim is like any other: what was there before comes first.

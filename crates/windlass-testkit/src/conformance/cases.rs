@@ -60,6 +60,7 @@ macro_rules! __conformance_cases {
             }
             adoption {
                 a_delivery_is_stored_and_claimed_in_one_step,
+                a_claim_of_a_delivery_is_a_claim_of_its_task,
                 what_waited_before_is_claimed_first,
                 each_half_of_an_adoption_works_alone,
                 no_more_is_claimed_than_is_demanded,
