@@ -21,10 +21,12 @@ impl Totals {
     /// Adds up every closing line of `cargo test`, `cargo nextest` and `pytest` in the output.
     pub(super) fn of_output(output: &str) -> Self {
         let mut totals = Self::default();
-        for line in without_colours(output).lines().map(str::trim_start) {
+        for line in without_colours(output).lines() {
+            // What a test has printed that nextest shows is indented, its own closing line too: nextest has counted it.
             let counts = if let Some(counts) = line.strip_prefix("test result: ") {
                 counts
-            } else if let Some((_, counts)) = line.strip_prefix("Summary [").and_then(|rest| rest.split_once(" run: "))
+            } else if let Some((_, counts)) =
+                line.trim_start().strip_prefix("Summary [").and_then(|rest| rest.split_once(" run: "))
             {
                 counts
             } else if let Some(counts) = pytest_counts(line) {
@@ -84,6 +86,13 @@ mod tests {
     fn nextest_is_read_through_its_colours() {
         let output = "\u{1b}[32;1m     Summary\u{1b}[0m [   1.2s] 27 tests run: 25 passed (1 slow), 1 failed, 1 timed out, 2 skipped\n";
         assert_eq!(Totals::of_output(output), Totals { passed: 25, failed: 2, skipped: 2 });
+    }
+
+    #[test]
+    fn a_test_that_nextest_shows_is_counted_once() {
+        let output = "        FAIL [   0.1s] a_test\n  stdout ---\n    test result: FAILED. 0 passed; 1 failed; 0 ignored\n\
+            \u{20}    Summary [   1.2s] 2 tests run: 1 passed, 1 failed, 0 skipped\n";
+        assert_eq!(Totals::of_output(output), Totals { passed: 1, failed: 1, skipped: 0 });
     }
 
     #[test]
