@@ -466,6 +466,24 @@ async fn a_message_that_could_not_be_accepted_is_accepted_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_says_goodbye_when_its_messages_have_left_the_transport() {
+    let rig = Rig::new();
+    let bridge = rig.bridge();
+    rig.transport.send("t:1", task("work"));
+    assert_eq!(bridge.claim(&demand(1, Duration::ZERO)).await.expect("claimed").len(), 1);
+    assert_eq!(rig.transport.held(), 1, "the worker does not wait for the transport");
+    let stopped = NodeInfo { phase: NodePhase::Stopped, ..info("n1") };
+    bridge.beat(&stopped, Duration::from_secs(10)).await.expect("heard");
+    assert_eq!(rig.transport.held(), 0);
+    // One that does not answer is not waited for without end.
+    rig.transport.hang_accepts();
+    rig.transport.send("t:2", task("work"));
+    assert_eq!(bridge.claim(&demand(1, Duration::ZERO)).await.expect("claimed").len(), 1);
+    bridge.beat(&stopped, Duration::from_secs(10)).await.expect("heard");
+    assert_eq!(rig.transport.held(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn how_a_task_ends_is_told_before_it_is_recorded_and_not_recorded_while_it_cannot_be_told() {
     let rig = Rig::new();
     let bridge = rig.bridge();
